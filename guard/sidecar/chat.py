@@ -1,0 +1,227 @@
+"""`/v1/chat/completions`: from an admitted request to a response with its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from guard.sidecar.context import Sidecar
+from guard.sidecar.errors import ApiError, Refused
+from guard.sidecar.firewall import Admitted
+from guard.sidecar.proof import Delivered, Proof, prove
+from guard.sidecar.upstream import sse_events, unreachable
+
+RECEIPT_HEADER = "x-reasonguard-receipt"
+ID_HEADER = "x-reasonguard-id"
+T = TypeVar("T")
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+async def chat(request: Request) -> Response:
+    """One guarded chat completion, streamed or not."""
+    sidecar: Sidecar = request.app.state.sidecar
+    try:
+        admitted = await run_in_threadpool(sidecar.firewall.admit, await _body(request, sidecar.max_body))
+        sidecar.check_open()
+    except ApiError as error:
+        sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
+        return error.response()
+    exchange = Exchange(sidecar, admitted)
+    try:
+        return await _until_gone(request, exchange.stream() if admitted.stream else exchange.unary())
+    except _Gone:
+        sidecar.metrics.requests.labels("disconnected").inc()
+        return Response(status_code=499)
+    except ApiError as error:
+        return error.response(exchange.headers)
+
+
+class Exchange:
+    """One request under way: its guard id and what becomes of it."""
+
+    def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
+        self.sidecar = sidecar
+        self.wants_usage = admitted.wants_usage
+        self.guard_id = uuid.uuid4().hex
+        self.headers = {ID_HEADER: self.guard_id}
+        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
+
+    async def unary(self) -> Response:
+        """The whole response with its receipt; ApiError 502 when it cannot be proven and the policy fails closed."""
+        self.sidecar.follower.expect(self.guard_id)
+        try:
+            response = await self._sent(self.sidecar.upstream.chat(self._body))
+            answer = response.json()
+            choice = answer["choices"][0]
+            tokens = (answer.get("usage") or {}).get("completion_tokens")
+            proof = await self.prove(Delivered(tokens, isinstance(choice.get("stop_reason"), str)))
+        finally:
+            self.sidecar.follower.forget(self.guard_id)
+        self.headers[RECEIPT_HEADER] = proof.attached.compact()
+        if proof.broken and self.sidecar.closed:
+            raise unproven(proof)
+        answer["reasonguard"] = proof.attached.model_dump(exclude_none=True)
+        return JSONResponse(answer, headers=self.headers)
+
+    async def stream(self) -> Response:
+        """Opens the stream; nothing of it is read yet."""
+        body = {**self._body, "stream": True, "stream_options": {"include_usage": True}}
+        self.sidecar.follower.expect(self.guard_id)
+        try:
+            response = await self._sent(self.sidecar.upstream.open(body))
+        except BaseException:
+            self.sidecar.follower.forget(self.guard_id)
+            raise
+        return GuardedStream(self, response)
+
+    async def prove(self, delivered: Delivered, *, wait: bool = True) -> Proof:
+        """Waits for the trace and judges the response by it."""
+        began = time.perf_counter()
+        timeout = self.sidecar.receipt_wait if wait else 0.0
+        trace = await self.sidecar.follower.wait(self.guard_id, delivered.covered_by, timeout)
+        self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
+        proof = prove(self.guard_id, trace, delivered, self.sidecar.policy)
+        self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        return proof
+
+    async def _sent(self, sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+        """The engine's answer; what is no answer becomes an ApiError and is counted."""
+        try:
+            response = await sending
+        except ApiError:
+            self.sidecar.metrics.requests.labels("unavailable").inc()
+            raise
+        if response.status_code != 200:
+            self.sidecar.metrics.requests.labels("engine_error").inc()
+            await response.aread()
+            raise _engine_error(response)
+        return response
+
+
+class GuardedStream(StreamingResponse):
+    """Passes events on as they come, and ends with the receipt."""
+
+    def __init__(self, exchange: Exchange, upstream: httpx.Response) -> None:
+        headers = {**exchange.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(self._events(), headers=headers, media_type="text/event-stream")
+        self._exchange, self._upstream = exchange, upstream
+        self._tokens: int | None = None
+        self._cut_at_text = False
+        self._last: dict[str, Any] = {}
+        self._counted = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the stream; however it ends, the engine's side of it is closed."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._upstream.aclose()
+            self._exchange.sidecar.follower.forget(self._exchange.guard_id)
+            if not self._counted:
+                self._exchange.sidecar.metrics.requests.labels("disconnected").inc()
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        failure = ApiError(503, "engine_unavailable", "The engine broke off.")
+        finished = False
+        try:
+            async for data in sse_events(self._upstream.aiter_raw()):
+                if data == b"[DONE]":
+                    finished = True
+                    break
+                if self._note(json.loads(data)):
+                    yield b"data: " + data + b"\n\n"
+        except httpx.TransportError as error:
+            failure = unreachable(error)
+        proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=finished)
+        self._counted = True
+        yield self._last_event(proof, None if finished else failure)
+        yield b"data: [DONE]\n\n"
+
+    def _note(self, event: dict[str, Any]) -> bool:
+        """Remembers what the receipt needs; False for the usage chunk that only we asked for."""
+        self._last = event
+        usage = event.get("usage")
+        if usage:
+            self._tokens = usage.get("completion_tokens")
+        choices = event.get("choices")
+        if choices and isinstance(choices[0].get("stop_reason"), str):
+            self._cut_at_text = True
+        return bool(choices) or "error" in event or self._exchange.wants_usage
+
+    def _last_event(self, proof: Proof, failure: ApiError | None) -> bytes:
+        """Shaped like OpenAI's usage chunk, so that clients that know nothing of it skip it."""
+        head = {key: self._last[key] for key in ("id", "created", "model") if key in self._last}
+        event: dict[str, Any] = {
+            **head,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "reasonguard": proof.attached.model_dump(exclude_none=True),
+        }
+        if failure is None and proof.broken and self._exchange.sidecar.closed:
+            failure = unproven(proof)
+        if failure is not None:
+            event |= failure.body()
+        return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
+def unproven(proof: Proof) -> ApiError:
+    """The refusal of a policy that fails closed."""
+    return ApiError(502, "not_guarded", f"The response could not be proven guarded: {proof.attached.reason}.")
+
+
+def _engine_error(response: httpx.Response) -> ApiError:
+    """The engine's own refusal goes through; its failures are ours."""
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP {response.status_code}"
+    if response.status_code in (400, 404, 413, 422):
+        return ApiError(response.status_code, "engine_refused", message)
+    return ApiError(502, "engine_error", f"The engine failed: {message}")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    too_large = Refused(f"The body is larger than {limit} bytes.", code="body_too_large", status=413)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled (and with it the engine's request) when the client leaves."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _Gone
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

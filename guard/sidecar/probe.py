@@ -1,0 +1,103 @@
+"""The proof of life: a real request whose first step counts as a cue, so that a real trigger must be forced.
+
+Nothing else shows that the guard is loaded, sees tokens, scores, forces and writes traces: vLLM drops or starves a
+logits processor without a word under several settings (STACK: speculative decoding, async scheduling).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+from guard.runtime import GuardRuntime
+from guard.sidecar.errors import ApiError
+from guard.sidecar.proof import Delivered
+from guard.sidecar.receipts import SpoolFollower
+from guard.sidecar.upstream import Upstream
+from guard.traces import Trace
+
+MAX_AGE = 60.0
+"""A proof older than this many seconds is renewed when `/ready` is asked."""
+_MIN_GAP = 2.0
+_TIMEOUT = 60.0
+_MAX_TOKENS = 64
+_STARTING = "the engine is starting"
+
+
+class Probe:
+    """Sends the probe and remembers what came of it."""
+
+    def __init__(self, upstream: Upstream, follower: SpoolFollower, runtime: GuardRuntime, secret: str) -> None:
+        self._upstream, self._follower, self._runtime, self._secret = upstream, follower, runtime, secret
+        self._lock = asyncio.Lock()
+        self._tried = float("-inf")
+        self._proved = float("-inf")
+        self.reason: str | None = _STARTING
+        """Why the guard is not ready; None when it is."""
+        self.proven = False
+        """A forced injection was seen, and nothing has shown the opposite since. A busy engine does not unprove it."""
+
+    async def ready(self) -> str | None:
+        """None when a forced injection was seen within the last minute, else the reason; probes again when it is due."""
+        async with self._lock:
+            now = time.monotonic()
+            fresh = self.reason is None and now - self._proved < MAX_AGE
+            if not fresh and now - self._tried >= _MIN_GAP:
+                await self._run()
+            return self.reason
+
+    async def _run(self) -> None:
+        try:
+            self.reason = await self._probe()
+        except ApiError as error:
+            self.reason = error.message
+            return
+        finally:
+            self._tried = time.monotonic()
+        self.proven = self.reason is None
+        if self.proven:
+            self._proved = self._tried
+
+    async def _probe(self) -> str | None:
+        guard_id = f"probe-{uuid.uuid4().hex}"
+        self._follower.expect(guard_id)
+        try:
+            response = await self._upstream.chat(self._body(guard_id), timeout=_TIMEOUT)
+            if response.status_code != 200:
+                return f"the engine answered the probe with HTTP {response.status_code}"
+            delivered = Delivered(response.json()["usage"]["completion_tokens"])
+            trace = await self._follower.wait(guard_id, delivered.covered_by)
+        finally:
+            self._follower.forget(guard_id)
+        return probe_problem(trace, delivered, self._runtime)
+
+    def _body(self, guard_id: str) -> dict[str, object]:
+        return {
+            "messages": [{"role": "user", "content": "Say hello."}],
+            "max_tokens": _MAX_TOKENS,
+            "temperature": 0,
+            "vllm_xargs": {"guard_id": guard_id, "guard_probe": self._secret},
+        }
+
+
+def probe_problem(trace: Trace | None, delivered: Delivered, runtime: GuardRuntime) -> str | None:
+    """What is wrong with a probe's trace; None when a whole trigger was really forced into the output."""
+    if trace is None:
+        return "the probe left no trace: the guard is not loaded in the engine"
+    if not delivered.covered_by(trace):
+        return f"the probe's trace holds {len(trace.output_ids)} tokens, its response {delivered.tokens}"
+    receipt = trace.receipt
+    if receipt.errors:
+        return f"the guard failed on the probe: {receipt.errors[0]}"
+    if not receipt.clean:
+        return "the probe was not scored or enforced in full"
+    if len(receipt.interventions) != 1:
+        return f"the probe saw {len(receipt.interventions)} interventions instead of one"
+    done = receipt.interventions[0]
+    if not done.completed:
+        return "the probe's trigger was not forced to its end"
+    wanted = {t.id: (t.plain, t.spaced, t.opening) for t in runtime.triggers}.get(done.trigger_id, ())
+    if tuple(trace.output_ids[done.at : done.at + done.forced]) not in wanted:
+        return "the probe's trigger is not in its output"
+    return None

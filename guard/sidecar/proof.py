@@ -1,0 +1,113 @@
+"""From a trace to what is attached to a response: was it guarded, and what did the guard do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from guard.policy import Policy
+from guard.traces import Trace
+
+
+class Attached(BaseModel):
+    """The receipt as clients get it: in a header, in the body, in a stream's last event."""
+
+    model_config = ConfigDict(frozen=True)
+
+    guard_id: str
+    guarded: bool
+    """Every step was scored and every forced token appended, under the policy in force, and not in shadow mode."""
+    reason: str | None = None
+    """Why `guarded` is false."""
+    seen: int = 0
+    scored: int = 0
+    unscored: int = 0
+    interventions: int = 0
+    unanswered: int = 0
+    """Cues that no trigger answered: the budget was used up, the output ended, or shadow mode."""
+    injected_tokens: int = 0
+    mode: Literal["inject"]
+    policy: str
+    policy_hash: str
+    detector: str | None = None
+    engine: str | None = None
+    shadow: bool = False
+
+    def compact(self) -> str:
+        """One line of ASCII JSON, fit for a header."""
+        return self.model_dump_json(exclude_none=True, ensure_ascii=True)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What the client was given, as the engine counted it."""
+
+    tokens: int | None
+    """`usage.completion_tokens`; None when the engine gave none."""
+    cut_at_text: bool = False
+    """Ended by a stop string: the engine may have run on for a few tokens that were never delivered."""
+
+    def covered_by(self, trace: Trace) -> bool:
+        """Whether the trace holds every delivered token."""
+        if self.tokens is None:
+            return True
+        written = len(trace.output_ids)
+        return written >= self.tokens if self.cut_at_text else written == self.tokens
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The attached receipt, and whether the fail mode must act on it."""
+
+    attached: Attached
+    broken: bool
+    """Not proven to be guarded; shadow mode by itself is no break."""
+
+
+def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Policy) -> Proof:
+    """Judges one response by its trace."""
+    if trace is None:
+        reason = "no trace of this response was written"
+        attached = Attached(
+            guard_id=guard_id, guarded=False, reason=reason, mode=policy.mode, policy=policy.name, policy_hash=policy.hash
+        )
+        return Proof(attached, broken=True)
+    receipt = trace.receipt
+    problem = _problem(trace, delivered, policy)
+    shadow = "shadow mode: the guard decided and logged, and forced nothing" if receipt.shadow else None
+    cues = sum(step.cue for step in trace.steps)
+    attached = Attached(
+        guard_id=guard_id,
+        guarded=problem is None and not receipt.shadow,
+        reason=problem or shadow,
+        seen=receipt.seen,
+        scored=receipt.scored,
+        unscored=receipt.unscored,
+        interventions=len(receipt.interventions),
+        unanswered=cues - len(receipt.interventions),
+        injected_tokens=receipt.injected_tokens,
+        mode=policy.mode,
+        policy=receipt.policy,
+        policy_hash=receipt.policy_hash,
+        detector=receipt.detector,
+        engine=receipt.engine,
+        shadow=receipt.shadow,
+    )
+    return Proof(attached, broken=problem is not None)
+
+
+def _problem(trace: Trace, delivered: Delivered, policy: Policy) -> str | None:
+    receipt = trace.receipt
+    if not delivered.covered_by(trace):
+        return f"its trace holds {len(trace.output_ids)} tokens, the response {delivered.tokens}"
+    if receipt.policy_hash != policy.hash:
+        return f"the engine applied policy {receipt.policy_hash}, not {policy.hash}"
+    if receipt.errors:
+        return f"the guard failed: {receipt.errors[0]}"
+    if receipt.enforcement_failed:
+        return f"{receipt.enforcement_failed} forced tokens were not appended"
+    if receipt.unscored:
+        return f"{receipt.unscored} of {receipt.seen} steps were not scored"
+    return None

@@ -1,0 +1,170 @@
+"""`serve`: checks everything, starts the engine, puts the sidecar in front, and stops both."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from rich.console import Console
+
+from classifiers.detector import Detector
+from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
+from guard.engine.session import EngineSettings
+from guard.errors import UserError
+from guard.policy import load_policy
+from guard.runtime import GuardRuntime
+from guard.sidecar.app import create_app
+from guard.sidecar.context import Sidecar, build_sidecar
+from guard.sidecar.model import ServedModel, find_model
+from guard.sidecar.neutral import Neutraliser
+from guard.sidecar.receipts import SpoolFollower
+from guard.sidecar.upstream import Upstream
+from guard.traces import Spool
+
+_SHUTDOWN_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What the user asked `serve` for."""
+
+    model: str
+    traces: Path
+    policy: Path | None = None
+    detector: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    vllm_args: tuple[str, ...] = ()
+
+
+@dataclass
+class Prepared:
+    """Checked parts, nothing started yet."""
+
+    engine: Engine
+    sidecar: Sidecar
+    model: ServedModel
+
+
+def prepare(settings: ServeSettings) -> Prepared:
+    """Checks policy, arguments, model, detector and traces directory, and builds engine and sidecar from them."""
+    policy = load_policy(settings.policy)
+    check_vllm_args(settings.vllm_args)
+    model = find_model(settings.model)
+    runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location)
+    traces = settings.traces.resolve()
+    Spool(traces)
+    secret = secrets.token_urlsafe(32)
+    command = build_command(
+        model.location,
+        EngineSettings(
+            policy=settings.policy.resolve() if settings.policy else None,
+            detector=settings.detector.resolve() if settings.detector else None,
+            spool=traces,
+            probe_secret=secret,
+        ),
+        served_name=model.name,
+        think=model.tokenizer.token_to_id("<think>") is not None,
+        context=model.context,
+        vllm_args=settings.vllm_args,
+    )
+    engine = Engine(command, traces / f"engine-{time.strftime('%Y%m%d-%H%M%S')}.log")
+    sidecar = build_sidecar(
+        runtime,
+        Neutraliser(model.tokenizer),
+        Upstream(command.url, command.api_key),
+        SpoolFollower(traces),
+        secret=secret,
+        alive=lambda: engine.alive,
+        allow_seed=has_gpu(),
+    )
+    return Prepared(engine, sidecar, model)
+
+
+def serve(settings: ServeSettings, console: Console | None = None) -> None:
+    """Serves until Ctrl-C or SIGTERM; then nothing of the engine is left. UserError when the engine does not start."""
+    console = console or Console(stderr=True)
+    with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
+        with console.status("Checking policy, detector and model"):
+            parts = prepare(settings)
+        with _running(parts.engine):
+            _run(parts, listener, settings, console)
+    console.print("Stopped.")
+
+
+def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
+    status = console.status(f"Starting the engine (about a minute); its log: {parts.engine.log}")
+
+    def ready() -> None:
+        status.stop()
+        console.print(f"Ready: http://{settings.host}:{listener.getsockname()[1]}/v1 serves {parts.model.name}", markup=False)
+        console.print(f"Policy {parts.sidecar.policy.name} {parts.sidecar.policy.hash}; traces in {settings.traces}", markup=False)
+
+    def lost() -> None:
+        status.stop()
+        if not parts.sidecar.probe.proven:
+            server.should_exit = True
+        else:
+            console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
+
+    app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+    )
+    with status:
+        server.run(sockets=[listener])
+    if not parts.engine.alive and not parts.sidecar.probe.proven:
+        raise UserError(
+            "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
+        )
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """The listening socket, taken before anything starts; UserError when the port is in use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(128)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"Cannot listen on {host}:{port}", got=reason, fix="Give another --port") from error
+        yield listener
+
+
+@contextlib.contextmanager
+def _running(engine: Engine) -> Iterator[None]:
+    try:
+        engine.start()
+        yield
+    finally:
+        # A second Ctrl-C must not leave workers behind.
+        with _signals(signal.SIG_IGN):
+            engine.stop()
+
+
+@contextlib.contextmanager
+def _stop_by_signal() -> Iterator[None]:
+    """SIGTERM and a closed terminal end `serve` the way Ctrl-C does: through its clean-up."""
+    with _signals(signal.default_int_handler):
+        yield
+
+
+@contextlib.contextmanager
+def _signals(handler: object) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handler) for number in numbers]  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

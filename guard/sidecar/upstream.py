@@ -1,0 +1,79 @@
+"""The HTTP client between the sidecar and its engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from guard.sidecar.errors import ApiError
+
+CHAT = "/v1/chat/completions"
+_CONNECT_SECONDS = 5.0
+
+
+class Upstream:
+    """Talks to one engine. Every failure to reach it is an ApiError 503; a queue is waited out, not timed out."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {api_key}", "accept-encoding": "identity"},
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            # A proxy from the environment must not see the key, and cannot reach the loopback interface.
+            trust_env=False,
+        )
+
+    async def open(self, body: dict[str, Any]) -> httpx.Response:
+        """Sends a chat request; the response is open and unread: read it or iterate it, then close it."""
+        request = self._client.build_request("POST", CHAT, json=body)
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+
+    async def chat(self, body: dict[str, Any], timeout: float | None = None) -> httpx.Response:
+        """Sends a chat request and reads the whole response."""
+        try:
+            return await self._client.post(CHAT, json=body, timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS))
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+
+    async def models(self) -> httpx.Response:
+        """The engine's list of models."""
+        try:
+            return await self._client.get("/v1/models", timeout=30)
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+
+    async def healthy(self) -> bool:
+        """Whether the engine answers and says it is well."""
+        try:
+            return (await self._client.get("/health", timeout=5)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._client.aclose()
+
+
+def unreachable(error: Exception) -> ApiError:
+    """What a client is told when the engine cannot be reached or breaks off."""
+    return ApiError(503, "engine_unavailable", f"The engine cannot be reached ({type(error).__name__}).")
+
+
+async def sse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of each server-sent event as it comes in.
+
+    Events are cut at line feeds only: `httpx`'s own line reader also cuts at U+2028 and others inside the JSON.
+    """
+    buffer = b""
+    async for chunk in chunks:
+        buffer += chunk
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()

@@ -1,0 +1,231 @@
+"""Token ids -> zones -> steps: pure, incremental, without decoding a quiet token.
+
+A step is one sentence-like unit. A token costs one table look-up (can it end a step?) and one append to a byte
+buffer; text is decoded only where a step may end. Zones come from the special-token ids that the model generated,
+never from text: `</think>` spelled with ordinary tokens changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Zone = Literal["reasoning", "answer"]
+
+_ENDS = ".!?…。！？\n"  # noqa: RUF001 - full-width marks end CJK sentences
+_CLOSERS = "\"'”’)]}*_`»」』"
+_ABBREVIATIONS = frozenset(
+    "e.g i.e etc mr mrs ms dr prof st vs cf no nos fig eq approx dept inc ltd jr sr u.s u.k z.b d.h bzw vgl".split()
+)
+_LAST_WORD = re.compile(r"([^\W_](?:[\w.]*\w)?)\.$")
+#: Pieces that a tokenizer would keep whole; only `split_text` uses them.
+_PIECE = re.compile(r"\s*\w+|[^\w\s]+|\s+")
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """When a step is too short to stand alone or too long to wait for.
+
+    `min_chars` counts letters and digits; `max_tokens` forces a cut so that text without an end is still scored.
+    """
+
+    min_chars: int = 12
+    max_tokens: int = 96
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: output token indices (half open) and its text without surrounding white space."""
+
+    start: int
+    end: int
+    text: str
+    zone: Zone = "reasoning"
+    cut: bool = False
+    """Cut at the token limit, without an end mark."""
+    spaced: bool = False
+    """Its last token ended with white space."""
+
+
+@dataclass(frozen=True)
+class Delimiters:
+    """The single ids that open and close reasoning; None where the model has none."""
+
+    start: int | None
+    end: int | None
+
+
+#: Reasoning delimiters of the families we know, most specific first; read from the vocabulary, never assumed.
+DELIMITER_FAMILIES = (
+    ("<think>", "</think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+)
+
+
+def find_delimiters(tokenizer: Tokenizer) -> Delimiters:
+    """The tokenizer's reasoning delimiters, or (None, None) when no family's tokens are single ids."""
+    for start, end in DELIMITER_FAMILIES:
+        first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
+        if first is not None and last is not None:
+            return Delimiters(first, last)
+    return Delimiters(None, None)
+
+
+class TokenTable:
+    """Per token id: its bytes, and whether a step can end with it. Built once per tokenizer (0.1 to 0.5 s)."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.bytes_of = pieces
+        ends = [c.encode() for c in _ENDS]
+        self.can_end = bytearray(any(e in piece for e in ends) for piece in pieces)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> TokenTable:
+        """Reads the vocabulary; special tokens contribute no bytes, so that text can never forge one."""
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        added = {int(i): t for i, t in tokenizer.get_added_tokens_decoder().items()}
+        byte_level = _uses_byte_level(tokenizer)
+        size = max([size, *(i + 1 for i in added)])
+        pieces: list[bytes] = []
+        for i in range(size):
+            if i in added:
+                pieces.append(b"" if added[i].special else added[i].content.encode())
+                continue
+            token = tokenizer.id_to_token(i)
+            pieces.append(b"" if token is None else _token_bytes(token, byte_level))
+        return cls(pieces)
+
+    def text(self, ids: list[int]) -> str:
+        """Text of a run of ids; bytes that are no UTF-8 become U+FFFD, ids outside the table nothing."""
+        size = len(self.bytes_of)
+        return b"".join(self.bytes_of[i] for i in ids if 0 <= i < size).decode("utf-8", "replace")
+
+
+class StepSplitter:
+    """Groups one request's tokens into steps: `push` each id, `flush` at the end of a zone."""
+
+    def __init__(self, table: TokenTable, limits: StepLimits) -> None:
+        self._table, self._limits = table, limits
+        self._size = len(table.bytes_of)
+        self._buffer = bytearray()
+        self._start = 0
+        self._count = 0
+
+    def push(self, token: int, index: int) -> Step | None:
+        """Takes the token at output index `index`; returns the step that it finished, if any."""
+        if self._count == 0:
+            self._start = index
+        self._count += 1
+        known = 0 <= token < self._size
+        if known:
+            self._buffer += self._table.bytes_of[token]
+        if self._count >= self._limits.max_tokens:
+            return self._take(cut=True)
+        if known and self._table.can_end[token] and ends_step(
+            self._buffer.decode("utf-8", "ignore"), self._limits.min_chars
+        ):
+            return self._take(cut=False)
+        return None
+
+    def flush(self) -> Step | None:
+        """The unfinished step, if it holds any text."""
+        return self._take(cut=False) if self._count and self._buffer.strip() else self._drop()
+
+    def _take(self, *, cut: bool) -> Step:
+        text = self._buffer.decode("utf-8", "replace")
+        step = Step(
+            self._start, self._start + self._count, text.strip(), cut=cut, spaced=text[-1:].isspace()
+        )
+        self._drop()
+        return step
+
+    def _drop(self) -> None:
+        self._buffer.clear()
+        self._count = 0
+
+
+def ends_step(text: str, min_chars: int) -> bool:
+    """Whether text that was just extended by an end mark is a whole step.
+
+    A full stop after a digit ("3." of "3.14" or of a list) or an abbreviation is no end unless white space follows.
+    """
+    if not _enough(text, min_chars):
+        return False
+    body = text.rstrip()
+    spaced = len(body) < len(text)
+    if "\n" in text[len(body) :]:
+        return True
+    core = body.rstrip(_CLOSERS)
+    if not core or core[-1] not in _ENDS:
+        return False
+    if core[-1] != ".":
+        return True
+    if core.endswith(".."):
+        return True
+    before = core[-2:-1]
+    if before.isdigit():
+        return spaced
+    word = _LAST_WORD.search(core[-24:])
+    return not (word and (word.group(1).lower() in _ABBREVIATIONS or len(word.group(1)) == 1))
+
+
+def split_text(text: str, limits: StepLimits | None = None) -> list[str]:
+    """The steps of a whole text, by the live splitter's rules, for text that comes without token ids."""
+    limits = limits or StepLimits()
+    return list(_split(text, limits))
+
+
+def _split(text: str, limits: StepLimits) -> Iterator[str]:
+    start = count = 0
+    for piece in _PIECE.finditer(text):
+        count += 1
+        here = text[start : piece.end()]
+        marked = any(c in _ENDS for c in piece.group())
+        if count >= limits.max_tokens or (marked and ends_step(here, limits.min_chars)):
+            if here.strip():
+                yield here.strip()
+            start, count = piece.end(), 0
+    if text[start:].strip():
+        yield text[start:].strip()
+
+
+def _enough(text: str, min_chars: int) -> bool:
+    count = 0
+    for char in text:
+        if char.isalnum():
+            # An ideograph carries about as much as a short word.
+            count += 3 if char > "\u2e7f" else 1
+            if count >= min_chars:
+                return True
+    return False
+
+
+def _uses_byte_level(tokenizer: Tokenizer) -> bool:
+    spec = json.loads(tokenizer.to_str())
+    return '"ByteLevel"' in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")])
+
+
+def _token_bytes(token: str, byte_level: bool) -> bytes:
+    if byte_level:
+        return bytes(_UNICODE_TO_BYTE[c] for c in token) if all(c in _UNICODE_TO_BYTE for c in token) else token.encode()
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte (github.com/openai/gpt-2, src/encoder.py)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_UNICODE_TO_BYTE = _byte_alphabet()

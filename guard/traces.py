@@ -1,0 +1,172 @@
+"""Traces and receipts: their schema, the spool that is written, the reader that tolerates damage.
+
+A trace is the full record of one guarded request in token ids; its receipt says what the guard did. The spool is
+append-only: one JSON line per trace in one `write`, so that a `kill -9` can lose at most a line that was never
+finished, and readers skip a torn line, count it and leave it where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guard.errors import UserError
+from guard.steps import Zone
+
+SCHEMA_VERSION = 1
+
+
+class StepRecord(BaseModel):
+    """One step as the guard saw it; `start`, `end` are output token indices, half open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: int
+    end: int
+    zone: Zone
+    score: float | None
+    """Probability that the step is a cue; None: unscored, or made of forced tokens."""
+    cue: bool
+    injected: bool = False
+
+
+class Intervention(BaseModel):
+    """A cue answered by a trigger."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    """Index of the cue in the trace's steps."""
+    at: int
+    """Output index of the first forced token."""
+    trigger_id: str
+    mode: Literal["inject"] = "inject"
+    score: float | None
+    forced: int = 0
+    """Forced tokens that the engine really appended."""
+    completed: bool = False
+
+
+class Receipt(BaseModel):
+    """What the guard did for one request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guard_id: str
+    policy: str
+    policy_hash: str
+    detector: str
+    engine: str
+    shadow: bool = False
+    seen: int = 0
+    scored: int = 0
+    unscored: int = 0
+    interventions: list[Intervention] = Field(default_factory=list)
+    injected_tokens: int = 0
+    enforcement_failed: int = 0
+    errors: list[str] = Field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every step was scored and every forced token appended."""
+        return not (self.unscored or self.enforcement_failed or self.errors)
+
+
+class Trace(BaseModel):
+    """The full record of one guarded request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    guard_id: str
+    created: float
+    """Unix time in seconds."""
+    model: str
+    tokenizer_hash: str
+    request: str
+    prompt_ids: list[int]
+    output_ids: list[int]
+    steps: list[StepRecord]
+    receipt: Receipt
+
+
+class Spool:
+    """Appends traces to `spool-<UTC date>-<pid>.jsonl` in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Trace directory {directory} cannot be made", got=error.strerror) from error
+
+    def append(self, trace: Trace) -> None:
+        """Writes one line with a single `write`; OSError when the disk is full or read-only."""
+        line = trace.model_dump_json().encode() + b"\n"
+        name = f"spool-{time.strftime('%Y%m%d', time.gmtime())}-{os.getpid()}.jsonl"
+        handle = os.open(self._directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            written = os.write(handle, line)
+            if written != len(line):
+                # The torn line ends here, so that the next one starts clean.
+                os.write(handle, b"\n")
+                raise OSError(28, f"only {written} of {len(line)} bytes were written")
+        finally:
+            os.close(handle)
+
+
+class ReadReport(BaseModel):
+    """How reading a trace directory went."""
+
+    files: int = 0
+    traces: int = 0
+    malformed: int = 0
+    superseded: int = 0
+    """Lines replaced by a later line with the same guard id (a preempted request is written again)."""
+
+
+def read_traces(directory: Path) -> tuple[list[Trace], ReadReport]:
+    """All traces of a directory in the order they were first written, damage counted and skipped."""
+    if not directory.is_dir():
+        raise UserError(
+            f"Trace directory {directory} does not exist", fix="Point --traces at the directory that `serve` writes"
+        )
+    report = ReadReport()
+    found: dict[str, Trace] = {}
+    for path in sorted(directory.glob("spool-*.jsonl")):
+        report.files += 1
+        for trace in _lines(path, report):
+            if trace.guard_id in found:
+                report.superseded += 1
+            found[trace.guard_id] = trace
+    report.traces = len(found)
+    return list(found.values()), report
+
+
+def _lines(path: Path, report: ReadReport) -> Iterator[Trace]:
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                yield Trace.model_validate_json(line)
+            except (ValidationError, ValueError):
+                report.malformed += 1
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """One trace as the row that `traces ls` prints."""
+    return {
+        "guard_id": trace.guard_id,
+        "request": trace.request,
+        "tokens": len(trace.output_ids),
+        "steps": trace.receipt.seen,
+        "cues": sum(step.cue for step in trace.steps),
+        "interventions": len(trace.receipt.interventions),
+        "clean": trace.receipt.clean,
+    }

@@ -1,0 +1,51 @@
+"""Ids are pinned: a change of the hash would silently void every artifact."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from classifiers.features import FeatureConfig, request_ids, risk_bucket, step_ids, words_of
+
+CONFIG = FeatureConfig()
+PINNED_STEP = [8178, 14664, 60412, 76900, 94832, 115072, 126155, 173866, 182893, 198925, 208364, 215387, 254493]
+PINNED_REQUEST = [70077, 70899, 79688, 94786, 129089, 132437]
+
+
+def test_ids_of_a_literal_step() -> None:
+    assert step_ids("Plan it.", 1, CONFIG) == PINNED_STEP
+
+
+def test_ids_of_a_literal_request() -> None:
+    assert request_ids("Steal it", CONFIG) == PINNED_REQUEST
+
+
+def test_the_hash_is_the_chained_crc32() -> None:
+    seed = crc32(b"step.uni\x00")
+    assert crc32(b"plan ", seed) % (CONFIG.table_size - 1) + 1 in step_ids("plan", 0, CONFIG)
+
+
+def test_bucket_changes_only_crossed_ids() -> None:
+    low, high = set(step_ids("plan it", 0, CONFIG)), set(step_ids("plan it", 3, CONFIG))
+    assert len(low - high) == len(high - low) == 5  # the bucket, two words and two pairs crossed with it
+    assert len(low & high) == 8
+
+
+def test_disguise_has_the_ids_of_the_plain_step() -> None:
+    assert step_ids("p l a n \u200bit", 2, CONFIG) == step_ids("Plan it", 2, CONFIG)
+
+
+def test_ids_fit_the_table_and_spare_the_padding() -> None:
+    ids = step_ids("some words to hash here", 0, FeatureConfig(table_size=8))
+    assert set(ids) <= set(range(1, 8))
+
+
+def test_a_step_without_words_has_no_ids() -> None:
+    assert step_ids(" ... \u200b", 0, CONFIG) == []
+
+
+def test_words() -> None:
+    assert words_of("don't ask! 我好 ok", 9) == ["don't", "ask", "!", "我", "好", "ok"]
+
+
+def test_buckets() -> None:
+    assert [risk_bucket(risk, CONFIG) for risk in (0.0, 0.15, 0.5, 0.84, 0.97, 1.0)] == [0, 1, 2, 2, 4, 4]
