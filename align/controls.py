@@ -64,7 +64,11 @@ def run_controls(
         if step is None or step.start == 0:
             continue
         trigger = rng.choice(runtime.triggers)
-        for kind, sentence in (("cue", ids[step.start : step.end]), ("trigger", trigger.spaced), ("neutral", neutral.spaced)):
+        for kind, sentence in (
+            ("cue", ids[step.start : step.end]),
+            ("trigger", trigger.spaced),
+            ("neutral", neutral.spaced),
+        ):
             lead = [*ids[: step.start], *sentence]
             name = f"{kind}|{outcome.request.id}"
             leads[name] = (kind, outcome.request.request, lead)

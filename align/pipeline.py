@@ -1,12 +1,12 @@
 """The aligner, stage by stage: collect -> rollouts and pairs -> train -> evaluate. Each stage resumes from disk.
 
-    out/align.json          what this run is about (model, settings); another run's directory is refused
-    out/collected.json      which traces were read, which were left out and why
-    out/rollouts.jsonl      counterfactual continuations
-    out/pairs.jsonl         confirmed pairs; out/pairs.json counts what was dropped and why
-    out/adapter/            the LoRA adapter and train.json
-    out/aligned/            the merged model
-    out/evaluation/         outputs per arm; out/evaluation.json the table
+out/align.json          what this run is about (model, settings); another run's directory is refused
+out/collected.json      which traces were read, which were left out and why
+out/rollouts.jsonl      counterfactual continuations
+out/pairs.jsonl         confirmed pairs; out/pairs.json counts what was dropped and why
+out/adapter/            the LoRA adapter and train.json
+out/aligned/            the merged model
+out/evaluation/         outputs per arm; out/evaluation.json the table
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console
 
 from align import rollouts
 from align.controls import Control, run_controls
@@ -181,10 +182,18 @@ def controls(bench: Workbench, outcomes: Sequence[Outcome]) -> dict[str, Control
     )  # fmt: skip
 
 
-def report(outcomes: dict[str, list[Outcome]], found: dict[str, Control], out: Path) -> Evaluation:
-    """Writes and returns `evaluation.json`."""
+def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
+    """Evaluates all arms and the controls, and writes `evaluation.json` with `report.json` and `report.html`."""
+    from align.measure import build_report
+    from align.report import print_table, write_report
+
+    outcomes = evaluate(bench, requests)
+    found = controls(bench, outcomes["base"])
     evaluation = Evaluation(arms={name: summarise(rows) for name, rows in outcomes.items()}, controls=found)
-    (out / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
+    (bench.out / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
+    result = build_report(bench, outcomes, evaluation)
+    write_report(result, bench.out)
+    print_table(result, Console())
     return evaluation
 
 

@@ -61,9 +61,7 @@ def candidates(traces: Sequence[Trace], pool: Sequence[EncodedTrigger], settings
 
 def _candidate(kind: str, trace: Trace, start: int, end: int, trigger: EncodedTrigger) -> Candidate:
     output = trace.output_ids
-    return Candidate(
-        f"{trace.guard_id}-{trigger.id}", kind, trace, output[:start], output[start:end], trigger
-    )
+    return Candidate(f"{trace.guard_id}-{trigger.id}", kind, trace, output[:start], output[start:end], trigger)
 
 
 def run(
@@ -138,5 +136,3 @@ def _pair(candidate: Candidate, side: tuple[list[int], list[int]], chosen: Judge
         chosen_ids=side[0], rejected_ids=side[1], trigger_id=candidate.trigger.id,
         chosen_harm=chosen.reasoning_harm, rejected_harm=rejected.reasoning_harm,
     )  # fmt: skip
-
-

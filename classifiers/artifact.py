@@ -54,6 +54,7 @@ class Artifact:
     def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
         self.manifest = manifest
         self._session = session
+        self._weighted = any(each.name == "weights" for each in session.get_inputs())
 
     @classmethod
     def load(cls, path: Path, kind: Kind) -> Artifact:
@@ -87,15 +88,16 @@ class Artifact:
     def run(
         self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Return the probabilities [n, heads] of n rows of ids; `weights`, if the graph takes them, are row-aligned."""
+        """Return the probabilities [n, heads] of n rows of ids; `weights` are row-aligned, 1 where not given."""
         width = max((len(row) for row in rows), default=0) or 1
         ids = np.full((len(rows), width), PADDING, np.int64)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
         feed: dict[str, npt.NDArray[np.generic]] = {"ids": ids}
-        if weights is not None:
-            values = np.zeros((len(rows), width), np.float32)
-            for index, line in enumerate(weights):
+        if self._weighted:
+            # Padding may weigh 1: its row of the table is zero.
+            values = np.ones((len(rows), width), np.float32)
+            for index, line in enumerate(weights or ()):
                 values[index, : len(line)] = line
             feed["weights"] = values
         (scores,) = self._session.run(["scores"], feed)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Label = Literal["cue", "trigger", "neutral"]
 Bank = Literal["cue", "planning", "trigger", "neutral_harmful", "benign"]
-DATA = Path(__file__).parent / "data"
-SENTENCES = DATA / "detector_sentences.json"
-REQUEST_WORDS = DATA / "request_words.json"
+BANKS = Path(__file__).parent / "banks"
+SENTENCES = BANKS / "detector_sentences.json"
+REQUEST_WORDS = BANKS / "request_words.json"
 WORD_WEIGHT = 0.5
 PLANNING_WEIGHT = 0.05
 """A planning step is a cue only by its request, which is itself uncertain; a full weight would flag benign planning."""
@@ -119,6 +119,7 @@ def _row(topic: Topic, request: str, step: str, wording: str, label: Label, rng:
         source="authored",
         group=topic.id,
         wording=wording,
+        alarming=topic.kind == "alarming",
         weight=PLANNING_WEIGHT if label == "cue" and wording.startswith("planning/") else 1.0,
     )
 

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from classifiers.data import EXAMPLE, LabelledStep, read_rows, read_steps
+from classifiers.data import EXAMPLE, REQUEST_EXAMPLE, LabelledStep, read_requests, read_rows, read_steps
 from guard.errors import UserError
 
 if TYPE_CHECKING:
     from classifiers.artifact import Manifest
     from classifiers.judge_data import LabelledResponse
     from classifiers.stats import Rate
+    from classifiers.threshold import TraceRow
 
 app = typer.Typer(no_args_is_help=True, help="Train, run and check the detector and the judge.")
 
@@ -32,6 +33,9 @@ JUDGE_EXAMPLE = '{"id": "1", "request": "...", "reasoning": "", "answer": "..."}
 
 Out = Annotated[Path, typer.Option(help="Directory to write model.onnx and manifest.json to.")]
 Seed = Annotated[int, typer.Option(help="Decides which topics are held out and how the authored rows are drawn.")]
+Requests = Annotated[
+    Path | None, typer.Option(help=f"JSONL of further requests for the risk of a request. A line: {REQUEST_EXAMPLE}")
+]
 Model = Annotated[Path | None, typer.Option(help="Artifact directory; by default the one in the package.")]
 
 
@@ -68,29 +72,38 @@ def train(
         bool | None, typer.Option(help="Train on the built-in rows too; by default only without --data.")
     ] = None,
     seed: Seed = 0,
+    requests: Requests = None,
     fpr: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of benign requests that may hold a false alarm.")
-    ] = 0.05,
+        float, typer.Option(min=0.0, max=0.5, help="Share of ordinary benign requests that may hold a false alarm.")
+    ] = 0.01,
+    fpr_alarming: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="The same of benign requests that sound harmful.")
+    ] = 0.02,
 ) -> None:
     """Train a detector and print what it does on topics it has not seen.
 
-    Example: cli.py classifier train --data mine.jsonl --authored --out runs/detector --fpr 0.02
+    Example: cli.py classifier train --data mine.jsonl --authored --out runs/detector --fpr-alarming 0.05
     """
-    from classifiers.train import TrainConfig, train_detector
+    from classifiers.train import Data, TrainConfig, train_detector
 
-    rows = read_steps(data or [])
+    rows, traces = read_steps(data or []), []
     if authored or (authored is None and not data):
-        rows = _authored(seed) + rows
+        built_in, traces = _authored(seed)
+        rows = built_in + rows
+    config = TrainConfig(seed=seed, fpr=fpr, fpr_alarming=fpr_alarming)
     with _steps("Training the detector") as say:
-        manifest = train_detector(rows, out, TrainConfig(seed=seed, fpr=fpr), say)
+        manifest = train_detector(Data(rows, read_requests(requests), traces), out, config, say)
     _report(manifest, out)
 
 
-def _authored(seed: int) -> list[LabelledStep]:
+def _authored(seed: int) -> tuple[list[LabelledStep], list[TraceRow]]:
     from classifiers.authored import authored_steps, load_sentences
+    from classifiers.threshold import demo_traces
+    from demo.rows import render_rows
     from demo.topics import load_topics
 
-    return authored_steps(load_topics("detector"), load_sentences(), seed)
+    steps = authored_steps(load_topics("detector"), load_sentences(), seed)
+    return steps, demo_traces(render_rows("detector", seed))
 
 
 @app.command()
@@ -141,6 +154,7 @@ def judge_train(
         Path | None, typer.Option(help='Human-labelled completions, JSONL: {"request", "response", "harmful"}.')
     ] = None,
     source: Annotated[list[str] | None, typer.Option(help="Use only extra rows of this source; repeatable.")] = None,
+    requests: Requests = None,
     seed: Seed = 0,
 ) -> None:
     """Train a judge on the authored outputs and, if given, on human-labelled completions.
@@ -158,7 +172,7 @@ def judge_train(
         responses = [row for row in read_responses(extra, source or []) if not held_out(row)]
         rows += from_responses(responses, EXTRA_WEIGHT)
     with _steps("Training the judge") as say:
-        manifest = train_judge(rows, out, JudgeConfig(seed=seed), say)
+        manifest = train_judge(rows, out, JudgeConfig(seed=seed), say, read_requests(requests))
     _report(manifest, out)
 
 

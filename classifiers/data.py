@@ -15,6 +15,8 @@ from guard.errors import UserError
 Row = TypeVar("Row", bound=BaseModel)
 EXAMPLE = '{"id": "1", "request": "...", "step": "...", "label": "cue", "request_label": "harmful", "source": "mine"}'
 
+REQUEST_EXAMPLE = '{"request": "...", "label": "harmful", "source": "mine"}'
+
 
 class LabelledStep(BaseModel):
     """One labelled step. Only a `cue` is to be answered by a trigger; the other labels are what it must not be."""
@@ -33,6 +35,9 @@ class LabelledStep(BaseModel):
     """Rows of one group (a topic) are never split between training and held-out rows; empty: the request."""
     wording: str = ""
     """Id of the sentence the step was rendered from; a wording is held out as a whole. Empty: none."""
+
+    alarming: bool = False
+    """A benign request that sounds harmful; such requests have a false-alarm rate of their own."""
 
     @property
     def topic(self) -> str:
@@ -68,6 +73,28 @@ def read_rows(path: Path, schema: type[Row], example: str) -> list[Row]:
 def read_steps(paths: Sequence[Path]) -> list[LabelledStep]:
     """Read labelled steps from JSONL files, duplicates dropped. Errors: `read_rows`."""
     return deduplicate(row for path in paths for row in read_rows(path, LabelledStep, EXAMPLE))
+
+
+class LabelledRequest(BaseModel):
+    """A request with its kind and where it is from; other fields of the line are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    request: str = Field(min_length=1)
+    label: Literal["harmful", "benign"]
+    source: str
+    licence: str = "not given"
+
+
+def read_requests(path: Path | None) -> list[LabelledRequest]:
+    """Read labelled requests from a JSONL file, those that look the same to the scorer once; none without a file.
+
+    Errors: `read_rows`.
+    """
+    first: dict[str, LabelledRequest] = {}
+    for row in read_rows(path, LabelledRequest, REQUEST_EXAMPLE) if path else []:
+        first.setdefault(normalise(row.request), row)
+    return list(first.values())
 
 
 def deduplicate(rows: Iterable[LabelledStep]) -> list[LabelledStep]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifiers.artifact import Artifact
-from classifiers.features import request_ids, risk_bucket, step_ids
+from classifiers.features import request_features, risk_bucket, step_ids
 
 DEFAULT = Path(__file__).parent / "default"
 CUE, RISK = 0, 1
@@ -41,7 +41,8 @@ class Detector:
 
     def request(self, request: str) -> RequestContext:
         """Return the context that this request's steps are scored in; compute it once per request."""
-        risk = float(self._artifact.run([request_ids(request, self._config)])[0, RISK])
+        ids, weights = request_features(request, self._config)
+        risk = float(self._artifact.run([ids], [weights])[0, RISK])
         if not np.isfinite(risk):
             risk = 1.0
         return RequestContext(risk, risk_bucket(risk, self._config))

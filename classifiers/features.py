@@ -8,15 +8,19 @@ padding and belongs to no feature.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from math import sqrt
 from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from classifiers.normalise import normalise
 
-SCHEME = 1
+SCHEME = 2
 PADDING = 0
 CJK = "\u3040-\u30ff\u3400-\u9fff"
+Weighted = tuple[list[int], list[float]]
+"""Ids in ascending order and the weight of each."""
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:'[^\W_{CJK}]+)*|[?!]")
 
 
@@ -33,6 +37,7 @@ class FeatureConfig(BaseModel):
     """Words read of one step."""
     max_request_chars: int = Field(default=4000, ge=1)
     """Characters read of a request."""
+    max_request_words: int = Field(default=400, ge=1)
     risk_edges: tuple[float, ...] = (0.15, 0.5, 0.85, 0.97)
     """Where the request's risk is cut into buckets."""
 
@@ -52,11 +57,12 @@ def _seed(name: str) -> int:
 
 
 _UNI, _BI, _SKIP, _START = _seed("step.uni"), _seed("step.bi"), _seed("step.skip"), _seed("step.start")
-_REQUEST, _REQUEST_BI, _REQUEST_STEM = _seed("req.uni"), _seed("req.bi"), _seed("req.stem")
 _CROSS = [_seed(f"step.x{bucket}") for bucket in range(16)]
 _CROSS_BI = [_seed(f"step.xb{bucket}") for bucket in range(16)]
 _GAP = b" "
 _STEM = 5
+REQUEST_WEIGHT = 2.0
+"""Euclidean weight of each kind of a request's features."""
 _OPENING = 3
 
 
@@ -92,17 +98,50 @@ def step_ids(step: str, bucket: int, config: FeatureConfig) -> list[int]:
     return to_ids(hashes, config.table_size)
 
 
-def request_ids(request: str, config: FeatureConfig) -> list[int]:
-    """Return the distinct ids that tell a request's risk: words, neighbours and stems, in a space of their own."""
-    text = normalise(request, config.max_request_chars)
-    hashes: set[int] = set()
-    last = b"^"
-    for word in words_of(text, config.max_request_chars):
-        code = word.encode() + _GAP
-        hashes.update((crc32(code, _REQUEST), crc32(last + code, _REQUEST_BI)))
-        hashes.add(crc32(word[:_STEM].encode(), _REQUEST_STEM))
-        last = code
-    return to_ids(hashes, config.table_size)
+def request_features(request: str, config: FeatureConfig) -> Weighted:
+    """Return ids and weights that tell a request's risk: words, pairs, stems and characters, in spaces of their own.
+
+    Each kind has the same total weight, so a long request is not judged by its length. About 0.3 ms for 20 words.
+    """
+    words = words_of(normalise(request, config.max_request_chars), config.max_request_words)
+    bag = Bag(config.table_size)
+    bag.add("req.words", words, REQUEST_WEIGHT)
+    bag.add("req.pairs", pairs(words), REQUEST_WEIGHT)
+    bag.add("req.stems", (word[:_STEM] for word in words), REQUEST_WEIGHT)
+    bag.add("req.chars", grams(f" {' '.join(words)} " if words else "", (3, 4, 5)), REQUEST_WEIGHT)
+    return bag.result()
+
+
+class Bag:
+    """Collects hashed features with weights; a feature named twice keeps its largest weight."""
+
+    def __init__(self, table_size: int) -> None:
+        self._span = table_size - 1
+        self._weights: dict[int, float] = {}
+
+    def add(self, space: str, names: Iterable[str], total: float, *, shared: bool = True) -> None:
+        """Add distinct features of one space; `total` is shared among them in the Euclidean sense, or given to each."""
+        distinct = set(names)
+        weight = total / sqrt(max(len(distinct), 1)) if shared else total
+        seed = crc32(space.encode() + b"\x01")
+        for name in distinct:
+            key = crc32(name.encode(), seed) % self._span + 1
+            self._weights[key] = max(weight, self._weights.get(key, 0.0))
+
+    def result(self) -> Weighted:
+        """Return ids in ascending order and their weights."""
+        keys = sorted(self._weights)
+        return keys, [self._weights[key] for key in keys]
+
+
+def pairs(words: list[str]) -> list[str]:
+    """Return the pairs of neighbours, the first word paired with the start."""
+    return [f"{a} {b}" for a, b in zip(["^", *words], words, strict=False)]
+
+
+def grams(text: str, sizes: tuple[int, ...]) -> list[str]:
+    """Return the runs of characters of these sizes."""
+    return [text[start : start + size] for size in sizes for start in range(max(0, len(text) - size + 1))]
 
 
 def to_ids(hashes: set[int], table_size: int) -> list[int]:

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from classifiers.data import read_rows
 from classifiers.shapes import REFUSAL
+from guard.steps import split_text
 
 if TYPE_CHECKING:
     from demo.rows import Row
     from demo.topics import Topic
 
-SENTENCES = Path(__file__).parent / "data" / "judge_sentences.json"
+SENTENCES = Path(__file__).parent / "banks" / "judge_sentences.json"
 EXAMPLE = '{"request": "...", "response": "...", "harmful": 1}'
 Banks = dict[str, list[str]]
 
@@ -74,21 +75,27 @@ def from_responses(responses: Iterable[LabelledResponse], weight: float) -> list
 
 
 def from_demo(rows: Iterable[Row]) -> list[JudgedRow]:
-    """Turn the reasoner's authored traces into rows."""
-    return [
-        JudgedRow(
-            request=row.request,
-            reasoning=row.reasoning,
-            answer=row.answer,
-            risky=row.kind == "harmful",
-            reasoning_harm=row.shape == "comply",
-            answer_harm=row.shape == "comply",
-            refusal=row.shape in {"refuse", "turn"},
-            group=row.topic_id,
-            source="demo",
+    """Turn the reasoner's authored traces into rows, each also cut off after its first step, which only restates."""
+    found = []
+    for row in rows:
+        found.append(
+            JudgedRow(
+                request=row.request,
+                reasoning=row.reasoning,
+                answer=row.answer,
+                risky=row.kind == "harmful",
+                reasoning_harm=row.shape == "comply",
+                answer_harm=row.shape == "comply",
+                refusal=row.shape in {"refuse", "turn"},
+                group=row.topic_id,
+                source="demo",
+            )
         )
-        for row in rows
-    ]
+        opening = split_text(row.reasoning)[0]
+        found.append(
+            JudgedRow(request=row.request, reasoning=opening, reasoning_harm=False, group=row.topic_id, source="demo")
+        )
+    return found
 
 
 def authored_outputs(topics: Sequence[Topic], seed: int, path: Path = SENTENCES) -> list[JudgedRow]:
@@ -137,7 +144,10 @@ _HARMFUL: tuple[tuple[str, bool, bool | None], ...] = (
     ("partial", True, False),
     ("persona", True, False),
     ("content", True, False),
+    ("long", True, False),
     ("safe_info", False, None),
+    ("lecture", False, True),
+    ("empty", False, False),
     ("empty", False, False),
 )
 _BENIGN: tuple[tuple[str, bool, bool | None], ...] = (
@@ -160,6 +170,9 @@ _HARMFUL_THOUGHTS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("r_open", "r_turn", "r_weigh", "r_refuse", "r_refuse"), False),
     (("r_open", "r_weigh"), False),
     (("r_open",), False),
+    (("r_open", "r_restate"), False),
+    (("r_restate", "r_restate"), False),
+    (("r_open", "r_restate", "r_weigh"), False),
 )
 _BENIGN_THOUGHTS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("r_open", "r_fine", "r_plan", "r_plan", "r_plan"), False),
@@ -167,6 +180,10 @@ _BENIGN_THOUGHTS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("r_open", "r_fine", "r_plan", "r_comply_end"), False),
     (("r_open", "r_weigh", "r_fine", "r_plan"), False),
     (("r_open", "r_refuse"), False),
+    (("r_open",), False),
+    (("r_open", "r_restate"), False),
+    (("r_restate", "r_fine", "r_explain"), False),
+    (("r_open", "r_fine", "r_explain", "r_plan", "r_explain"), False),
 )
 
 
@@ -199,9 +216,12 @@ class _Writer:
             ],
             "persona": lambda: ["persona", *["help_line"] * self._rng.randint(2, 6)],
             "safe_info": lambda: ["safe_info"] * self._rng.randint(1, 3),
+            "lecture": lambda: ["refusal", *["refusal_why", "safe_info"] * self._rng.randint(1, 3)],
         }
         if shape == "list":
             return self._list()
+        if shape == "long":
+            return "\n\n".join([self.say(self._rng.choice(["partial", "persona", "help_open"])), self._list()])
         return " ".join(filter(None, (self.say(bank) for bank in lines.get(shape, lambda: [shape])())))
 
     def _list(self) -> str:

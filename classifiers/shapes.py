@@ -49,7 +49,7 @@ TURN = re.compile(
     r"|i must not|i must refuse|hurts? (?:someone|people)|wrong to help|who gets hurt)\b"
 )
 _ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•]|step \d+|#+ )", re.MULTILINE)
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*|\n+")  # noqa: RUF001 - full-width marks end CJK sentences
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*|\n+")
 
 
 def _level(value: int, edges: tuple[int, ...]) -> int:

@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
+from classifiers.agreement import auroc
 from classifiers.artifact import Manifest
-from classifiers.data import LabelledStep, data_hash
-from classifiers.export import build_graph, snap, write_artifact
-from classifiers.features import FeatureConfig, request_ids, risk_bucket, step_ids
+from classifiers.data import LabelledRequest, LabelledStep, data_hash
+from classifiers.export import build_graph, write_artifact
+from classifiers.features import FeatureConfig, Weighted, request_features, risk_bucket, step_ids
+from classifiers.linear import Floats, Head, fit_head, plain
+from classifiers.requests import PUBLIC_SHARE, describe, spread, unseen_sources
 from classifiers.stats import Rate, bootstrap
+from classifiers.threshold import TraceRow, choose_threshold, flagged_traces, step_traces
 from guard.errors import UserError
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-    from sklearn.linear_model import LogisticRegression
 
 HELD_OUT_TOPICS = 0.25
 HELD_OUT_WORDINGS = 0.15
 FOLDS = 5
 PROBES = 200
-FLOOR = 0.5
-"""No threshold is lower: below it the model itself holds a step for no cue, whatever the benign requests allow."""
-Floats = npt.NDArray[np.floating]
+_features = lru_cache(maxsize=8192)(request_features)
 Progress = Callable[[str], None]
 
 
@@ -38,75 +35,109 @@ class TrainConfig:
     """Settings of one training run."""
 
     seed: int = 0
-    fpr: float = 0.05
-    """Share of benign requests that may hold a step above the threshold."""
+    fpr: float = 0.01
+    """Share of ordinary benign requests that may hold a step above the threshold."""
+    fpr_alarming: float = 0.02
+    """The same of benign requests that sound harmful."""
     strength: float = 0.5
     """Inverse of the step model's regularisation."""
-    request_strength: float = 4.0
+    request_strength: float = 1.0
+    public_share: float = PUBLIC_SHARE
+    """Total weight of the public requests, beside 1 for all other requests."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
 
 @dataclass(frozen=True)
-class Linear:
-    """Weights [table size] and bias of one head, both on the export grid."""
+class Data:
+    """What a detector learns from: steps, public requests for the risk alone, traces for the threshold alone."""
 
-    weights: npt.NDArray[np.float32]
-    bias: float
-
-    def __call__(self, rows: Sequence[Sequence[int]]) -> Floats:
-        """Return probabilities [n] of rows of ids."""
-        logits = np.array([self.weights[list(row)].sum(dtype=np.float64) for row in rows]) + self.bias
-        return np.asarray(1 / (1 + np.exp(-logits)))
+    steps: Sequence[LabelledStep]
+    requests: Sequence[LabelledRequest] = ()
+    traces: Sequence[TraceRow] = ()
 
 
-def train_detector(
-    rows: Sequence[LabelledStep], out: Path, config: TrainConfig, say: Progress = lambda _: None
-) -> Manifest:
+@dataclass(frozen=True)
+class Heads:
+    """The request-risk head and the cue head."""
+
+    risk: Head
+    cue: Head
+
+    def risks(self, requests: Iterable[str], features: FeatureConfig) -> Floats:
+        """Return the risks [n] of requests."""
+        return self.risk([_features(request, features) for request in requests])
+
+    def ids(self, pairs: Sequence[tuple[str, str]], features: FeatureConfig) -> list[list[int]]:
+        """Return the ids of (request, step) pairs, as the runtime would see them."""
+        requests = list(dict.fromkeys(request for request, _ in pairs))
+        risks = dict(zip(requests, self.risks(requests, features), strict=True))
+        return [step_ids(step, risk_bucket(risks[request], features), features) for request, step in pairs]
+
+    def scores(self, pairs: Sequence[tuple[str, str]], features: FeatureConfig) -> Floats:
+        """Return the cue scores [n] of (request, step) pairs."""
+        return self.cue(plain(self.ids(pairs, features)))
+
+
+def train_detector(data: Data, out: Path, config: TrainConfig, say: Progress = lambda _: None) -> Manifest:
     """Choose the threshold and measure on held-out topics, then train on all rows and write the artifact to `out`.
 
     Topics are split, not steps, and where rows carry a wording, some wordings are held out too: a figure speaks of
-    topics and sentences not seen in training. The figures and the threshold are those of the model that did not see
+    topics and sentences not seen in training. The figures and the threshold are those of models that did not see
     them; the written model has. UserError when a label is missing or too few topics are left to hold out.
     """
-    learn, held = split(rows, config.seed)
+    learn, held = split(data.steps, config.seed)
     _check(learn, held)
-    say("training without the held-out topics")
-    risk, cue = fit_heads(learn, config)
-    risks = risk([request_ids(request, config.features) for request in _requests(held)])
-    held_scores = score_rows(held, risk, cue, config)
     say("threshold")
-    benign, benign_scores = cross_fitted(rows, config)
-    threshold = choose_threshold(benign, benign_scores, config.fpr)
-    metrics = measure(held, held_scores, threshold, risks)
-    metrics["flagged_benign_requests_any_wording"] = flagged_requests(benign, benign_scores, threshold)
+    traces, peaks, risks = cross_fitted(data, config)
+    threshold = choose_threshold(traces, peaks, {"alarming": config.fpr_alarming, "benign": config.fpr})
+    say("training without the held-out topics")
+    scores = fit_heads(Data(learn, data.requests), config).scores(_pairs(held), config.features)
+    metrics = measure(held, scores, threshold) | flagged_traces(traces, peaks, threshold) | risks
+    say("requests of sources left out")
+    metrics |= unseen_sources(lambda inside: _risk_scorer(Data(data.steps, inside), config), data.requests)
     say("training on all topics")
-    risk, cue = fit_heads(rows, config)
-    probe = _ids(held[:PROBES], risk, config)
+    heads = fit_heads(data, config)
+    probe = heads.ids(_pairs(held[:PROBES]), config.features)
     return write_artifact(
         out,
         "detector",
-        build_graph(np.stack([cue.weights, risk.weights], axis=1), np.array([cue.bias, risk.bias]), weighted=False),
-        (probe, None, np.stack([cue(probe), risk(probe)], axis=1)),
+        build_graph(
+            np.stack([heads.cue.weights, heads.risk.weights], axis=1),
+            np.array([heads.cue.bias, heads.risk.bias]),
+            weighted=True,
+        ),
+        (probe, None, np.stack([heads.cue(plain(probe)), heads.risk(plain(probe))], axis=1)),
         features=config.features,
         threshold=threshold,
-        training_data=data_hash(rows),
+        training_data=data_hash([*data.steps, *data.requests]),
         metrics=metrics,
         training={
             "seed": config.seed,
-            "fpr": config.fpr,
-            "rows": len(rows),
-            "measured_without": len(rows) - len(learn),
+            "threshold_rule": f"lowest at which {config.fpr_alarming:g} of alarming and {config.fpr:g} of other benign "
+            "traces (demo traces of 4 to 6 steps and other steps in eights, both sources alike), cross-fitted by topic, "
+            "hold a flagged step",
+            "traces": len(traces),
+            "rows": len(data.steps),
+            "measured_without": len(data.steps) - len(learn),
+            **describe(data.requests),
         },
     )
 
 
-def fit_heads(rows: Sequence[LabelledStep], config: TrainConfig) -> tuple[Linear, Linear]:
-    """Return the request-risk head and the cue head."""
-    risk, folds = fit_risk(_requests(rows), config)
-    steps = [row for row in rows if row.step]
+def fit_heads(data: Data, config: TrainConfig) -> Heads:
+    """Return the heads trained on all of the data."""
+    risk, folds = fit_risk(data, config)
+    steps = [row for row in data.steps if row.step]
     ids = [step_ids(row.step, risk_bucket(folds[row.request], config.features), config.features) for row in steps]
     labels, weights = [row.label == "cue" for row in steps], [row.weight for row in steps]
-    return risk, fit(ids, labels, weights, config.strength, config.features)
+    cue = fit_head(plain(ids), labels, weights, config.strength, config.features.table_size, "detector's cue")
+    return Heads(risk, cue.snapped())
+
+
+def _risk_scorer(data: Data, config: TrainConfig) -> Callable[[Sequence[LabelledRequest]], Floats]:
+    known = _requests(data.steps)
+    head = _fit_risk(known, {text: _features(text, config.features) for text in known}, data.requests, config)
+    return lambda asked: head([_features(row.request, config.features) for row in asked])
 
 
 def split(rows: Iterable[LabelledStep], seed: int) -> tuple[list[LabelledStep], list[LabelledStep]]:
@@ -151,92 +182,74 @@ def _requests(rows: Iterable[LabelledStep]) -> dict[str, LabelledStep]:
     return first
 
 
-def fit_risk(requests: dict[str, LabelledStep], config: TrainConfig) -> tuple[Linear, dict[str, float]]:
+def fit_risk(data: Data, config: TrainConfig) -> tuple[Head, dict[str, float]]:
     """Return the request-risk head and each request's risk as a head says that has not seen its topic.
 
     Steps are crossed with these out-of-fold risks; with its own training risks the step model would trust them too far.
     """
-    ids = [request_ids(request, config.features) for request in requests]
-    labels = [row.request_label == "harmful" for row in requests.values()]
-    weights = [row.weight for row in requests.values()]
-    folds = np.array([_fold(row, config.seed) for row in requests.values()])
-    risks = np.zeros(len(ids))
+    known = _requests(data.steps)
+    features = {request: _features(request, config.features) for request in known}
+    risks = dict.fromkeys(known, 0.0)
     for fold in range(FOLDS):
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        if not len(outside) or len({labels[i] for i in inside}) < 2:
-            continue
-        head = fit(
-            [ids[i] for i in inside],
-            [labels[i] for i in inside],
-            [weights[i] for i in inside],
-            config.request_strength,
-            config.features,
-        )
-        risks[outside] = head([ids[i] for i in outside])
-    return fit(ids, labels, weights, config.request_strength, config.features), dict(
-        zip(requests, risks.tolist(), strict=True)
-    )
+        inside = {request: row for request, row in known.items() if _fold(row.topic, config.seed) != fold}
+        outside = [request for request in known if request not in inside]
+        if outside and len({row.request_label for row in inside.values()}) == 2:
+            scores = _fit_risk(inside, features, data.requests, config)([features[request] for request in outside])
+            risks |= dict(zip(outside, scores.tolist(), strict=True))
+    return _fit_risk(known, features, data.requests, config), risks
 
 
-def fit(
-    ids: Sequence[Sequence[int]],
-    labels: Sequence[bool],
-    weights: Sequence[float],
-    strength: float,
-    features: FeatureConfig,
-) -> Linear:
-    """Fit a logistic regression, classes balanced, on rows of ids; its weights are snapped to the export grid."""
-    from sklearn.linear_model import LogisticRegression
-
-    matrix, used = to_matrix(ids)
-    model: LogisticRegression = LogisticRegression(
-        C=strength, class_weight="balanced", solver="liblinear", random_state=0
-    )
-    model.fit(matrix, np.asarray(labels), sample_weight=np.asarray(weights))
-    table = np.zeros(features.table_size, np.float32)
-    table[used] = snap(model.coef_[0])
-    return Linear(table, float(snap(model.intercept_)[0]))
-
-
-def to_matrix(ids: Sequence[Sequence[int]]) -> tuple[csr_matrix, npt.NDArray[np.int64]]:
-    """Return a 0/1 matrix [n, used] of rows of ids and the ids its columns stand for."""
-    from scipy.sparse import csr_matrix
-
-    flat = np.fromiter((i for row in ids for i in row), np.int64)
-    used, columns = np.unique(flat, return_inverse=True)
-    starts = np.cumsum([0, *map(len, ids)])
-    return csr_matrix((np.ones(len(flat)), columns, starts), shape=(len(ids), len(used))), used
+def _fit_risk(
+    known: dict[str, LabelledStep],
+    features: dict[str, Weighted],
+    public: Sequence[LabelledRequest],
+    config: TrainConfig,
+) -> Head:
+    rows = [features[request] for request in known]
+    rows += [_features(row.request, config.features) for row in public]
+    total = config.public_share * sum(bool(row.step) for row in known.values())
+    return fit_head(
+        rows,
+        [row.request_label == "harmful" for row in known.values()] + [row.label == "harmful" for row in public],
+        [row.weight for row in known.values()] + spread(public, total),
+        config.request_strength,
+        config.features.table_size,
+        "detector's risk",
+    ).snapped()
 
 
-def cross_fitted(rows: Sequence[LabelledStep], config: TrainConfig) -> tuple[list[LabelledStep], Floats]:
-    """Return the steps under benign requests and their scores by heads that have not seen their topic.
+def cross_fitted(data: Data, config: TrainConfig) -> tuple[list[TraceRow], Floats, dict[str, Rate]]:
+    """Return traces, the highest score of each, and the risk's figures, all by heads that have not seen the topic.
 
     Known wordings count: under a misjudged request they score higher than new ones.
     """
-    found, scores = [], []
+    traces = [*step_traces(data.steps), *data.traces]
+    kinds = {row.request: row.request_label == "harmful" for row in data.steps if row.step}
+    topics = {row.request: row.topic for row in data.steps if row.step}
+    peaks, risks = np.zeros(len(traces)), dict.fromkeys(kinds, 0.0)
     for fold in range(FOLDS):
-        outside = [row for row in rows if row.step and _fold(row, config.seed) == fold]
-        benign = [row for row in outside if row.request_label == "benign"]
-        if benign:
-            inside = [row for row in rows if not row.step or _fold(row, config.seed) != fold]
-            found += benign
-            scores.append(score_rows(benign, *fit_heads(inside, config), config))
-    return found, np.concatenate(scores)
+        inside = [row for row in data.steps if not row.step or _fold(row.topic, config.seed) != fold]
+        outside = [index for index, trace in enumerate(traces) if _fold(trace.group, config.seed) == fold]
+        asked = [request for request in kinds if _fold(topics[request], config.seed) == fold]
+        if not outside and not asked:
+            continue
+        heads = fit_heads(Data(inside, data.requests), config)
+        risks |= dict(zip(asked, heads.risks(asked, config.features).tolist(), strict=True))
+        for index in outside:
+            trace = traces[index]
+            scores = heads.scores([(trace.request, step) for step in trace.steps], config.features)
+            peaks[index] = scores.max(initial=0.0)
+    labels, scores = np.array(list(kinds.values()), float), np.array(list(risks.values()))
+    accuracy = Rate.of(int(np.sum((scores >= 0.5) == labels)), len(labels))
+    return traces, peaks, {"auroc_request": bootstrap(auroc, labels, scores), "accuracy_request": accuracy}
 
 
-def _fold(row: LabelledStep, seed: int) -> int:
-    return int(_share(seed, "fold", row.topic) * FOLDS)
+def _fold(topic: str, seed: int) -> int:
+    return int(_share(seed, "fold", topic) * FOLDS)
 
 
-def _ids(rows: Sequence[LabelledStep], risk: Linear, config: TrainConfig) -> list[list[int]]:
-    requests = list(_requests(rows))
-    risks = dict(zip(requests, risk([request_ids(request, config.features) for request in requests]), strict=True))
-    return [step_ids(row.step, risk_bucket(risks[row.request], config.features), config.features) for row in rows]
-
-
-def score_rows(rows: Sequence[LabelledStep], risk: Linear, cue: Linear, config: TrainConfig) -> Floats:
-    """Return the cue scores [n] of rows, scored as the runtime would."""
-    return cue(_ids(rows, risk, config))
+def _pairs(rows: Iterable[LabelledStep]) -> list[tuple[str, str]]:
+    return [(row.request, row.step) for row in rows]
 
 
 def _by_request(rows: Sequence[LabelledStep], scores: Floats, request_label: str) -> dict[str, list[tuple[str, float]]]:
@@ -247,46 +260,20 @@ def _by_request(rows: Sequence[LabelledStep], scores: Floats, request_label: str
     return groups
 
 
-def choose_threshold(held: Sequence[LabelledStep], scores: Floats, fpr: float) -> float:
-    """Return the lowest threshold at which at most a share `fpr` of benign requests holds a step at or above it."""
-    peaks = sorted((max(s for _, s in steps) for steps in _by_request(held, scores, "benign").values()), reverse=True)
-    allowed = int(fpr * len(peaks))
-    # Half-way to the next peak, so that no measured step sits on the edge.
-    first_kept = peaks[allowed]
-    lowest_flagged = peaks[allowed - 1] if allowed else 1.0
-    return round(min(max(FLOOR, (first_kept + lowest_flagged) / 2), 1 - 1e-6), 6)
-
-
-def measure(held: Sequence[LabelledStep], scores: Floats, threshold: float, risks: Floats) -> dict[str, Rate]:
-    """Return the held-out figures: cues found, false alarms a step and a request, areas under the curves."""
-    from sklearn.metrics import roc_auc_score
-
-    flagged = scores >= threshold
+def measure(held: Sequence[LabelledStep], scores: Floats, threshold: float) -> dict[str, Rate]:
+    """Return the held-out figures of steps: cues found, false alarms a step and a request, area under the curve."""
     cells: dict[str, list[bool]] = defaultdict(list)
-    for row, hit in zip(held, flagged, strict=True):
+    for row, hit in zip(held, scores >= threshold, strict=True):
         if row.step:
             cells[f"flagged_{row.label}_steps_{row.request_label}"].append(bool(hit))
+            if row.wording.startswith("planning/"):
+                cells[f"flagged_planning_steps_{row.request_label}"].append(bool(hit))
     metrics = {name: Rate.of(sum(hits), len(hits)) for name, hits in sorted(cells.items())}
     harmful = [
         steps for steps in _by_request(held, scores, "harmful").values() if any(label == "cue" for label, _ in steps)
     ]
-    metrics["flagged_benign_requests"] = flagged_requests(held, scores, threshold)
     caught = sum(any(label == "cue" and s >= threshold for label, s in steps) for steps in harmful)
     metrics["caught_harmful_requests"] = Rate.of(caught, len(harmful))
     labels = np.array([row.label == "cue" for row in held], float)
-    metrics["auroc_step"] = bootstrap(_finite(roc_auc_score), labels, scores, times=300)
-    kinds = np.array([row.request_label == "harmful" for row in _requests(held).values()], float)
-    metrics["auroc_request"] = bootstrap(_finite(roc_auc_score), kinds, risks, times=300)
-    metrics["accuracy_request"] = Rate.of(int(np.sum((risks >= 0.5) == kinds)), len(kinds))
+    metrics["auroc_step"] = bootstrap(auroc, labels, scores)
     return metrics
-
-
-def flagged_requests(rows: Sequence[LabelledStep], scores: Floats, threshold: float) -> Rate:
-    """Return the share of benign requests with any step at or above the threshold."""
-    groups = _by_request(rows, scores, "benign").values()
-    return Rate.of(sum(any(score >= threshold for _, score in steps) for steps in groups), len(groups))
-
-
-def _finite(score: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
-    """Make a two-class score answer nan, not an error, when a resample holds one class."""
-    return lambda labels, scores: float(score(labels, scores)) if len(np.unique(labels)) == 2 else float("nan")

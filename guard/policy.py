@@ -21,8 +21,8 @@ class Policy(BaseModel):
 
     name: str = "default"
     version: int = 1
-    zones: tuple[Zone, ...] = ("reasoning",)
-    """Zones whose steps are scored."""
+    zones: tuple[Zone, ...] = Field(default=("reasoning",), min_length=1)
+    """Zones whose steps are scored; none at all would look guarded and watch nothing."""
     threshold: float | None = Field(default=None, ge=0.0, le=1.0)
     """Score from which a step is a cue; None takes the detector manifest's."""
     mode: Literal["inject"] = "inject"

@@ -38,19 +38,22 @@ class PromptReader:
     @classmethod
     def build(cls, tokenizer: ChatTokenizer, table: TokenTable, delimiters: Delimiters) -> PromptReader:
         """Learns the markers; without a chat template the whole prompt counts as the request."""
+        user = {"role": "user", "content": _SENTINEL}
         try:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": _SENTINEL}], tokenize=False, add_generation_prompt=True
-            )
+            text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         except ValueError:
             return cls(table, delimiters, (), ())
         before, _, after = text.partition(_SENTINEL)
-        is_special = {i for i, piece in enumerate(table.bytes_of) if not piece}
-        before_ids = tokenizer.encode(before, add_special_tokens=False)
-        after_ids = tokenizer.encode(after, add_special_tokens=False)
-        last = max((i for i, t in enumerate(before_ids) if t in is_special), default=0)
-        first = next((i for i, t in enumerate(after_ids) if t in is_special), len(after_ids) - 1)
-        return cls(table, delimiters, tuple(before_ids[last:]), tuple(after_ids[: first + 1]))
+        try:
+            turns = tokenizer.apply_chat_template([user, {**user, "role": "assistant"}], tokenize=False)
+        except Exception:  # noqa: BLE001 - a template may refuse any conversation it likes
+            turns = ""
+        before_ids, after_ids, reply = (
+            tokenizer.encode(part, add_special_tokens=False) for part in (before, after, turns.partition(_SENTINEL)[2])
+        )
+        opener = _opener(before_ids, [after_ids, reply], table)
+        first = next((i for i, t in enumerate(after_ids) if t in table.markers), len(after_ids) - 1)
+        return cls(table, delimiters, opener, _trimmed(after_ids[: first + 1], table))
 
     def request(self, prompt: Sequence[int]) -> str:
         """The last user message, at most its last 2,048 tokens."""
@@ -73,6 +76,22 @@ class PromptReader:
             if token == self.delimiters.start:
                 return "reasoning"
         return "answer"
+
+
+def _opener(before: list[int], others: list[list[int]], table: TokenTable) -> tuple[int, ...]:
+    """The shortest run from a marker up to the user's text that opens no assistant turn as well."""
+    starts = [i for i, token in enumerate(before) if token in table.markers] or [0]
+    for start in reversed(starts):
+        opener = _trimmed(before[start:], table)
+        if all(_find(ids, opener, 0) < 0 for ids in others):
+            return opener
+    return _trimmed(before[starts[0] :], table)
+
+
+def _trimmed(ids: list[int], table: TokenTable) -> tuple[int, ...]:
+    """Without blank tokens at the ends: a message that starts with a line break may share a token with the marker's."""
+    solid = [i for i, token in enumerate(ids) if token in table.markers or table.text([token]).strip()]
+    return tuple(ids[solid[0] : solid[-1] + 1]) if solid else ()
 
 
 def _rfind(ids: list[int], marker: tuple[int, ...], stop: int) -> int:

@@ -25,7 +25,7 @@ _ABBREVIATIONS = frozenset(
 )
 _LAST_WORD = re.compile(r"([^\W_](?:[\w.]*\w)?)\.$")
 #: Pieces that a tokenizer would keep whole; only `split_text` uses them.
-_PIECE = re.compile(r"\s*\w+|[^\w\s]+|\s+")
+_PIECE = re.compile(r"[^\S\n]*\w+|[^\w\s]+|\s+")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,14 @@ def find_delimiters(tokenizer: Tokenizer) -> Delimiters:
 class TokenTable:
     """Per token id: its bytes, and whether a step can end with it. Built once per tokenizer (0.1 to 0.5 s)."""
 
-    def __init__(self, pieces: list[bytes]) -> None:
+    def __init__(self, pieces: list[bytes], markers: frozenset[int] = frozenset()) -> None:
         self.bytes_of = pieces
+        self.markers = markers
+        """Added tokens with visible text: what templates mark turns with, whether flagged special or not."""
         ends = [c.encode() for c in _ENDS]
-        self.can_end = bytearray(any(e in piece for e in ends) for piece in pieces)
+        # A tokenizer may split one character over several tokens; then the token with its last bytes ends the step.
+        tails = tuple(e[i:] for e in ends for i in range(1, len(e)))
+        self.can_end = bytearray(any(e in piece for e in ends) or piece.startswith(tails) for piece in pieces)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> TokenTable:
@@ -101,7 +105,7 @@ class TokenTable:
                 continue
             token = tokenizer.id_to_token(i)
             pieces.append(b"" if token is None else _token_bytes(token, byte_level))
-        return cls(pieces)
+        return cls(pieces, frozenset(i for i, token in added.items() if token.content.strip()))
 
     def text(self, ids: list[int]) -> str:
         """Text of a run of ids; bytes that are no UTF-8 become U+FFFD, ids outside the table nothing."""
@@ -137,7 +141,10 @@ class StepSplitter:
 
     def flush(self) -> Step | None:
         """The unfinished step, if it holds any text."""
-        return self._take(cut=False) if self._count and self._buffer.strip() else self._drop()
+        if self._count and self._buffer.strip():
+            return self._take(cut=False)
+        self._drop()
+        return None
 
     def _take(self, *, cut: bool) -> Step:
         text = self._buffer.decode("utf-8", "replace")

@@ -7,6 +7,7 @@ finished, and readers skip a torn line, count it and leave it where it is.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -109,15 +110,21 @@ class Spool:
         """Writes one line with a single `write`; OSError when the disk is full or read-only."""
         line = trace.model_dump_json().encode() + b"\n"
         name = f"spool-{time.strftime('%Y%m%d', time.gmtime())}-{os.getpid()}.jsonl"
-        handle = os.open(self._directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        handle = os.open(self._directory / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            if _is_torn(handle):
+                line = b"\n" + line
             written = os.write(handle, line)
             if written != len(line):
-                # The torn line ends here, so that the next one starts clean.
-                os.write(handle, b"\n")
-                raise OSError(28, f"only {written} of {len(line)} bytes were written")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes of a trace were written")
         finally:
             os.close(handle)
+
+
+def _is_torn(handle: int) -> bool:
+    """Whether the file ends inside a line: a full disk, or a killed process that had the same id."""
+    size = os.fstat(handle).st_size
+    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
 
 
 class ReadReport(BaseModel):

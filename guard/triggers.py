@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guard.errors import UserError
+from guard.steps import find_delimiters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,6 +69,9 @@ def encode_trigger(trigger: Trigger, tokenizer: Tokenizer) -> EncodedTrigger:
         tuple(tokenizer.encode(lead + trigger.text, add_special_tokens=False).ids) for lead in (" ", "", "\n")
     )
     special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    # Qwen3 and the DeepSeek distills do not flag their reasoning delimiters as special.
+    delimiters = find_delimiters(tokenizer)
+    special |= {i for i in (delimiters.start, delimiters.end) if i is not None}
     if not trigger.text.strip() or special.intersection(spaced + plain + opening):
         raise UserError(f"Trigger `{trigger.id}` holds a special token or no text", got=trigger.text)
     return EncodedTrigger(trigger.id, trigger.text, spaced, plain, opening)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,9 +19,14 @@ os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
 
+    from guard.engine.v1 import GuardLogitsProcessor
     from guard.traces import Trace
+
+# The machine may be busy: slowness is no failure.
+settings.register_profile("reasonguard", deadline=None)
+settings.load_profile("reasonguard")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +35,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import build_tiny_model
 
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One row's output ids, why it ended, and the trace that the guard wrote (None: unguarded)."""
+
+    ids: list[int]
+    finish: str | None
+    trace: Trace | None
 
 
 @dataclass
@@ -40,25 +55,54 @@ class Engine:
 
     def chat(self, requests: list[str], **params: Any) -> list[tuple[list[int], Trace | None]]:
         """Generates one reply per request in one batch; returns output ids and the trace of each."""
+        return [(reply.ids, reply.trace) for reply in self.run([(request, params) for request in requests])]
+
+    def run(self, rows: list[tuple[str, dict[str, Any]]]) -> list[Reply]:
+        """The same with sampling parameters per row."""
+        sampling = [self.sampling(**params) for _, params in rows]
+        prompts = [{"prompt_token_ids": self.prompt(request)} for request, _ in rows]
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        traces = self.traces()
+        return [
+            Reply(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, traces.get(s.extra_args["guard_id"]))
+            for o, s in zip(outputs, sampling, strict=True)
+        ]
+
+    def sampling(self, **params: Any) -> SamplingParams:
+        """Greedy, at most 80 tokens, with a guard id of its own, unless `params` say otherwise."""
         from vllm import SamplingParams
 
+        extra = {"guard_id": f"test-{os.urandom(6).hex()}", **params.pop("extra_args", {})}
+        return SamplingParams(**{"temperature": 0.0, "max_tokens": 80, **params}, extra_args=extra)
+
+    def prompt(self, request: str) -> list[int]:
+        """The request as the model's chat template renders it, in ids."""
+        ids: list[int] = self.llm.get_tokenizer().apply_chat_template(
+            [{"role": "user", "content": request}], add_generation_prompt=True, return_dict=False
+        )
+        return ids
+
+    def traces(self) -> dict[str, Trace]:
+        """What the guard wrote so far, by guard id."""
         from guard.traces import read_traces
 
-        ids = [f"test-{os.urandom(6).hex()}" for _ in requests]
-        extra = params.pop("extra_args", {})
-        sampling = [
-            SamplingParams(**{"temperature": 0.0, "max_tokens": 80, **params}, extra_args={"guard_id": i, **extra})
-            for i in ids
-        ]
-        tokenizer = self.llm.get_tokenizer()
-        prompts = [
-            {"prompt_token_ids": tokenizer.apply_chat_template(
-                [{"role": "user", "content": r}], add_generation_prompt=True, return_dict=False)}
-            for r in requests
-        ]  # fmt: skip
-        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
-        traces = {t.guard_id: t for t in read_traces(self.spool)[0]}
-        return [(list(o.outputs[0].token_ids), traces.get(i)) for o, i in zip(outputs, ids, strict=True)]
+        self.flush()
+        return {trace.guard_id: trace for trace in read_traces(self.spool)[0]}
+
+    def flush(self) -> None:
+        """vLLM removes a finished row when it schedules another step: one unguarded token makes it do so."""
+        self.llm.generate(
+            [{"prompt_token_ids": [1]}], self.sampling(max_tokens=1, extra_args={"guard_off": True}), use_tqdm=False
+        )
+
+    @property
+    def processor(self) -> GuardLogitsProcessor:
+        """The guard that the engine loaded."""
+        from guard.engine.v1 import GuardLogitsProcessor
+
+        worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        (found,) = (p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, GuardLogitsProcessor))
+        return found
 
 
 @pytest.fixture(scope="session")

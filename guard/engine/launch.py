@@ -25,8 +25,9 @@ from guard.engine.hardware import fast_dtype
 from guard.engine.session import EngineSettings
 from guard.errors import UserError
 
-#: Kept here so that this module imports no vLLM; `guard.engine.v1.FQCN` is the same name.
+#: Names that vLLM imports; kept here so that this module imports no vLLM (`guard.engine.v1.FQCN` is the same).
 PROCESSOR = "guard.engine.v1:GuardLogitsProcessor"
+LOCK = "guard.sidecar.lock.EngineLock"
 CPU_CONTEXT = 4096
 CPU_KV_GIB = "2"
 STOP_GRACE = 10.0
@@ -102,7 +103,7 @@ def build_command(
     additional = json.dumps({"reasonguard": settings.model_dump(mode="json")})
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--logits-processors", PROCESSOR, "--additional-config", additional]
-    argv.append("--no-async-scheduling")
+    argv += ["--no-async-scheduling", "--middleware", LOCK, "--disable-uvicorn-access-log"]
     given = {_option(arg) for arg in vllm_args if arg.startswith("--")}
     for option, values in _defaults(served_name, think, context).items():
         if not any(option.startswith(name) for name in given):
@@ -111,7 +112,7 @@ def build_command(
 
 
 def _defaults(served_name: str, think: bool, context: int | None) -> dict[str, list[str]]:
-    defaults = {"--served-model-name": [served_name], "--dtype": [fast_dtype()]}
+    defaults: dict[str, list[str]] = {"--served-model-name": [served_name], "--dtype": [fast_dtype()]}
     if think:
         defaults["--reasoning-parser"] = ["deepseek_r1"]
     if not has_gpu():
@@ -174,6 +175,10 @@ def _is_number(arg: str) -> bool:
     return True
 
 
+#: Ends the engine's group when the pipe to `serve` closes, which a `kill -9` of `serve` does too.
+_WATCHDOG = 'read -r _; kill -s TERM -- "-$1" && sleep 10; kill -s KILL -- "-$1"'
+
+
 class Engine:
     """One vLLM server process and everything it starts."""
 
@@ -181,6 +186,7 @@ class Engine:
         self.command = command
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts the server; its output goes to `log`. UserError when the log cannot be written."""
@@ -193,6 +199,10 @@ class Engine:
                 self.command.argv, env=dict(self.command.env), stdin=subprocess.DEVNULL, stdout=out,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self._watchdog = subprocess.Popen(
+            ("sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid)), stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
 
     @property
     def pid(self) -> int | None:
@@ -214,6 +224,9 @@ class Engine:
             time.sleep(0.05)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.communicate()
 
     def last_words(self, lines: int = 12) -> str:
         """The end of the log, for an error message."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,15 +53,21 @@ class GuardedRequest:
     """One request under guard: its monitor, and what happens when something in the guard breaks."""
 
     def __init__(
-        self, monitor: StepMonitor, context: RequestContext, prompt: list[int], *, end_id: int, probe: bool
+        self, monitor: StepMonitor, context: RequestContext | None, prompt: list[int], *, end_id: int, probe: bool
     ) -> None:
         self.monitor = monitor
         self.context = context
+        """None: the detector failed on the request, so that no step of it can be scored."""
         self.prompt = prompt
         self.probe = probe
         self._end_id = end_id
         self._closed = monitor.policy.fail_mode == "closed"
         self._broken = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether the guard broke on this request, which is then unguarded or ended."""
+        return self._broken
 
     @property
     def forced(self) -> int | None:
@@ -82,6 +89,13 @@ class GuardedRequest:
             self.break_guard(f"observe: {type(error).__name__}: {error}")
             return False
         return self.monitor.pending is not None
+
+    def decide(self, score: float | None) -> None:
+        """Answers the pending step."""
+        try:
+            self.monitor.decide(score)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            self.break_guard(f"decide: {type(error).__name__}: {error}")
 
     def refuse_force(self, reason: str) -> None:
         """The forced id cannot be emitted: the intervention is given up, and recorded."""
@@ -130,13 +144,20 @@ class EngineGuard:
 
     def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
-        request = self._reader.request(prompt)
+        broken: list[str] = []
+        context, asked, zone = None, "", self._runtime.policy.zones[0]
+        try:
+            asked, zone = self._reader.request(prompt), self._reader.zone(prompt)
+            context = self._runtime.detector.request(asked)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            broken.append(f"request: {type(error).__name__}: {error}")
         is_probe = probe is not None and self.config.probe_secret is not None and (
             hmac.compare_digest(probe.encode(), self.config.probe_secret.encode())
         )
         runtime = self._probe_runtime if is_probe else self._runtime
-        monitor = StepMonitor(runtime, request, zone=self._reader.zone(prompt), guard_id=guard_id, engine=self._engine)
-        context = self._runtime.detector.request(request)
+        monitor = StepMonitor(runtime, asked, zone=zone, guard_id=guard_id, engine=self._engine)
+        for reason in broken:
+            monitor.fail(reason)
         return GuardedRequest(monitor, context, prompt, end_id=self._end_id, probe=is_probe)
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
@@ -147,29 +168,31 @@ class EngineGuard:
                 continue
             score: float | None = None
             try:
-                score = float(self._runtime.detector.score(item.context, [step.text])[0])
-                if item.probe and not item.monitor.steps:
+                if item.context is not None:
+                    score = float(self._runtime.detector.score(item.context, [step.text])[0])
+                if item.probe and not item.monitor.steps and score is not None and math.isfinite(score):
                     score = 1.0
             except Exception as error:  # noqa: BLE001 - nothing may reach the engine
                 item.monitor.fail(f"detector: {type(error).__name__}: {error}")
-            item.monitor.decide(score)
+            item.decide(score)
 
     def close(self, item: GuardedRequest, output: Sequence[int]) -> None:
-        """Ends a request: judges its unfinished step and writes its trace. A spool that fails is logged, never raised."""
-        item.monitor.finish()
-        self.score([item])
-        trace = Trace(
-            guard_id=item.monitor.receipt.guard_id,
-            created=time.time(),
-            model=self._runtime.model,
-            tokenizer_hash=self._runtime.tokenizer_hash,
-            request=item.monitor.request,
-            prompt_ids=item.prompt,
-            output_ids=[int(t) for t in output],
-            steps=item.monitor.steps,
-            receipt=item.monitor.receipt,
-        )
+        """Ends a request: judges its unfinished step and writes its trace. What fails is logged, never raised."""
+        guard_id = item.monitor.receipt.guard_id
         try:
+            item.monitor.finish()
+            self.score([item])
+            trace = Trace(
+                guard_id=guard_id,
+                created=time.time(),
+                model=self._runtime.model,
+                tokenizer_hash=self._runtime.tokenizer_hash,
+                request=item.monitor.request,
+                prompt_ids=item.prompt,
+                output_ids=[int(t) for t in output],
+                steps=item.monitor.steps,
+                receipt=item.monitor.receipt,
+            )
             self._spool.append(trace)
-        except OSError as error:
-            log.error("trace %s was not written: %s", trace.guard_id, error)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            log.error("trace %s was not written: %s", guard_id, error)

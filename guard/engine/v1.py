@@ -98,7 +98,7 @@ class GuardLogitsProcessor(LogitsProcessor):
             forced = row.request.forced
             if forced is None:
                 continue
-            if logits[index, forced] == _NEG_INF:
+            if logits[index, forced] == _NEG_INF and not row.request.broken:
                 row.request.refuse_force("a grammar or mask forbids the next trigger token")
                 continue
             logits[index, forced] = FORCE

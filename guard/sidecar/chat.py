@@ -59,6 +59,8 @@ class Exchange:
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
+        if sidecar.keep_special:
+            self._body["skip_special_tokens"] = False
 
     async def unary(self) -> Response:
         """The whole response with its receipt; ApiError 502 when it cannot be proven and the policy fails closed."""
@@ -165,7 +167,7 @@ class GuardedStream(StreamingResponse):
 
     def _last_event(self, proof: Proof, failure: ApiError | None) -> bytes:
         """Shaped like OpenAI's usage chunk, so that clients that know nothing of it skip it."""
-        head = {key: self._last[key] for key in ("id", "created", "model") if key in self._last}
+        head: dict[str, Any] = {key: self._last[key] for key in ("id", "created", "model") if key in self._last}
         event: dict[str, Any] = {
             **head,
             "object": "chat.completion.chunk",

@@ -26,6 +26,8 @@ class Sidecar:
     firewall: Firewall
     probe: Probe
     alive: Callable[[], bool]
+    keep_special: bool = False
+    """Ask the engine for special tokens in its text: where `</think>` is one, its reasoning parser needs to see it."""
     metrics: Metrics = field(default_factory=Metrics)
     max_body: int = MAX_BODY
     receipt_wait: float = WAIT_SECONDS
@@ -62,6 +64,7 @@ def build_sidecar(
     secret: str,
     alive: Callable[[], bool],
     allow_seed: bool,
+    keep_special: bool = False,
 ) -> Sidecar:
     """Puts the parts together."""
     return Sidecar(
@@ -71,4 +74,5 @@ def build_sidecar(
         firewall=Firewall(tokenizer_check, allow_seed=allow_seed),
         probe=Probe(upstream, follower, runtime, secret),
         alive=alive,
+        keep_special=keep_special,
     )

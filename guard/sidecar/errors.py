@@ -27,5 +27,7 @@ class ApiError(Exception):
 class Refused(ApiError):
     """A request that the parameter firewall does not let through."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str = "refused_parameter", status: int = 400) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "refused_parameter", status: int = 400
+    ) -> None:
         super().__init__(status, code, message, param=param)

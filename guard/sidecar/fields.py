@@ -49,8 +49,8 @@ class ResponseFormat(_Strict):
 class ChatRequest(_Strict):
     """The fields that reach the engine, within ranges in which a forced token always wins.
 
-    A penalty works on a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to nothing, and
-    1e-30 lifts every other repeated token above it.
+    Penalties are applied to a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to
+    nothing, and 1e-30 lifts every other repeated token above it.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]

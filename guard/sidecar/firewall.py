@@ -61,7 +61,10 @@ class Firewall:
         except ValidationError as error:
             _explain(error)
         if not any(message.role == "user" for message in request.messages):
-            raise Refused("`messages` holds no user message: the guard scores reasoning against what the user asked.", param="messages")
+            raise Refused(
+                "`messages` holds no user message: the guard scores reasoning against what the user asked.",
+                param="messages",
+            )
         body = request.model_dump(exclude_none=True, exclude=set(NOT_SENT))
         body["messages"] = [self._message(message) for message in request.messages]
         wants_usage = request.stream and request.stream_options is not None and request.stream_options.include_usage
@@ -71,7 +74,8 @@ class Firewall:
         """One rebuilt message. Parts are joined as the engine would, so that no token can be spelled across two."""
         content = message.content
         text = "\n".join(part.text for part in content) if isinstance(content, list) else content or ""
-        clean = {"role": "system" if message.role == "developer" else message.role, "content": self._neutraliser.clean(text)}
+        role = "system" if message.role == "developer" else message.role
+        clean = {"role": role, "content": self._neutraliser.clean(text)}
         for key in ("name", "tool_call_id"):
             value = getattr(message, key)
             if value:
@@ -103,7 +107,10 @@ def _check_name(name: str) -> None:
     if reason is not None:
         raise Refused(f"`{name}` is refused: {reason}.", param=name)
     known = ", ".join(ChatRequest.model_fields)
-    raise Refused(f"`{name[:64]}` is not a parameter of this server; it takes {known}.", param=name[:64], code="unknown_parameter")
+    short = name[:64]
+    raise Refused(
+        f"`{short}` is not a parameter of this server; it takes {known}.", param=short, code="unknown_parameter"
+    )
 
 
 def _without_echoes(message: Any) -> Any:
@@ -124,5 +131,8 @@ def _explain(error: ValidationError) -> NoReturn:
     reason = VALUE_REASONS.get(field)
     if reason is not None:
         raise Refused(f"`{field}` is refused: {reason}.", param=field, code="invalid_value") from error
-    path = ".".join(part for part in where if part not in ("str", "list[TextPart]"))
+    if "content" in where:
+        sentence = "`messages` take text only: the guard reads nothing else."
+        raise Refused(sentence, param=field, code="invalid_value") from error
+    path = ".".join(where)
     raise Refused(f"`{path}`: {first['msg']}.", param=field, code="invalid_value") from error

@@ -14,27 +14,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "reasonguard_requests", "Chat requests by how they ended.", ["outcome"], registry=self.registry
-        )
-        """Outcomes: guarded, shadow, unproven, refused, engine_error, unavailable, disconnected."""
-        self.steps = Counter("reasonguard_steps", "Steps that the guard saw.", ["kind"], registry=self.registry)
-        self.interventions = Counter("reasonguard_interventions", "Cues answered by a trigger.", registry=self.registry)
-        self.unanswered = Counter("reasonguard_unanswered_cues", "Cues that no trigger answered.", registry=self.registry)
-        self.injected = Counter("reasonguard_injected_tokens", "Forced tokens that were appended.", registry=self.registry)
+        on = self.registry
+        self.requests = Counter("reasonguard_requests", "Chat requests by how they ended.", ["outcome"], registry=on)
+        """Outcomes: guarded, shadow, unwatched, unproven, refused, engine_error, unavailable, disconnected."""
+        self.steps = Counter("reasonguard_steps", "Steps that the guard saw.", ["kind"], registry=on)
+        self.interventions = Counter("reasonguard_interventions", "Cues answered by a trigger.", registry=on)
+        self.unanswered = Counter("reasonguard_unanswered_cues", "Cues that no trigger answered.", registry=on)
+        self.injected = Counter("reasonguard_injected_tokens", "Forced tokens that were appended.", registry=on)
         self.receipt_wait = Histogram(
             "reasonguard_receipt_wait_seconds",
             "From the end of generation to the receipt.",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-            registry=self.registry,
+            registry=on,
         )
-        self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=self.registry)
-        self.in_flight = Gauge("reasonguard_requests_in_flight", "Requests without a receipt yet.", registry=self.registry)
-        self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=self.registry)
+        self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=on)
+        self.in_flight = Gauge("reasonguard_requests_in_flight", "Requests without a receipt yet.", registry=on)
+        self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def count(self, attached: Attached, *, broken: bool) -> None:
         """Counts one finished response."""
-        outcome = "unproven" if broken else "shadow" if attached.shadow else "guarded"
+        idle = "shadow" if attached.shadow else "unwatched"
+        outcome = "unproven" if broken else "guarded" if attached.guarded else idle
         self.requests.labels(outcome).inc()
         self.steps.labels("scored").inc(attached.scored)
         self.steps.labels("unscored").inc(attached.unscored)

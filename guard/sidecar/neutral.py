@@ -35,7 +35,7 @@ class Neutraliser:
         self._tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
         # Qwen3 and the DeepSeek distills mark their reasoning with added tokens that are not flagged special.
-        marked = {i: t.content for i, t in added.items() if t.special or t.content in _DELIMITERS or _MARKUP.fullmatch(t.content)}
+        marked = {i: t.content for i, t in added.items() if t.special or _marks(t.content)}
         self.ids = frozenset(marked)
         texts = sorted({t for t in marked.values() if len(t) > 1}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
@@ -60,9 +60,12 @@ class Neutraliser:
         """Breaks what the tokenizer still reads as special; None when that does not help."""
         for _ in range(_ROUNDS):
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            cuts = {0, len(text)}
-            cuts |= {span[0] + 1 for i, span in zip(encoding.ids, encoding.offsets, strict=True) if i in self.ids}
-            if len(cuts) == 2:
+            cuts = {span[0] + 1 for i, span in zip(encoding.ids, encoding.offsets, strict=True) if i in self.ids}
+            if not cuts:
                 return text
-            text = joiner.join(text[a:b] for a, b in itertools.pairwise(sorted(cuts)))
+            text = joiner.join(text[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(text)]))
         return None
+
+
+def _marks(token: str) -> bool:
+    return token in _DELIMITERS or _MARKUP.fullmatch(token) is not None

@@ -39,7 +39,7 @@ class Probe:
         """A forced injection was seen, and nothing has shown the opposite since. A busy engine does not unprove it."""
 
     async def ready(self) -> str | None:
-        """None when a forced injection was seen within the last minute, else the reason; probes again when it is due."""
+        """None when a forced injection was seen within the last minute, else the reason; probes when it is due."""
         async with self._lock:
             now = time.monotonic()
             fresh = self.reason is None and now - self._proved < MAX_AGE
@@ -51,7 +51,7 @@ class Probe:
         try:
             self.reason = await self._probe()
         except ApiError as error:
-            self.reason = error.message
+            self.reason = error.message if self.proven else f"{_STARTING}: {error.message}"
             return
         finally:
             self._tried = time.monotonic()

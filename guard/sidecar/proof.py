@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from guard.policy import Policy
-from guard.traces import Trace
+from guard.traces import Receipt, Trace
 
 
 class Attached(BaseModel):
@@ -18,7 +18,7 @@ class Attached(BaseModel):
 
     guard_id: str
     guarded: bool
-    """Every step was scored and every forced token appended, under the policy in force, and not in shadow mode."""
+    """Steps were seen, all were scored, every forced token was appended, under the policy in force, not in shadow."""
     reason: str | None = None
     """Why `guarded` is false."""
     seen: int = 0
@@ -63,25 +63,29 @@ class Proof:
 
     attached: Attached
     broken: bool
-    """Not proven to be guarded; shadow mode by itself is no break."""
+    """Not proven to be guarded. What the policy itself leaves unguarded (shadow mode, another zone) is no break."""
 
 
 def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Policy) -> Proof:
     """Judges one response by its trace."""
     if trace is None:
-        reason = "no trace of this response was written"
-        attached = Attached(
-            guard_id=guard_id, guarded=False, reason=reason, mode=policy.mode, policy=policy.name, policy_hash=policy.hash
+        nothing = Attached(
+            guard_id=guard_id,
+            guarded=False,
+            reason="no trace of this response was written",
+            mode=policy.mode,
+            policy=policy.name,
+            policy_hash=policy.hash,
         )
-        return Proof(attached, broken=True)
+        return Proof(nothing, broken=True)
     receipt = trace.receipt
     problem = _problem(trace, delivered, policy)
-    shadow = "shadow mode: the guard decided and logged, and forced nothing" if receipt.shadow else None
+    reason = problem or _left_alone(receipt)
     cues = sum(step.cue for step in trace.steps)
     attached = Attached(
         guard_id=guard_id,
-        guarded=problem is None and not receipt.shadow,
-        reason=problem or shadow,
+        guarded=reason is None,
+        reason=reason,
         seen=receipt.seen,
         scored=receipt.scored,
         unscored=receipt.unscored,
@@ -96,6 +100,14 @@ def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Poli
         shadow=receipt.shadow,
     )
     return Proof(attached, broken=problem is not None)
+
+
+def _left_alone(receipt: Receipt) -> str | None:
+    if receipt.shadow:
+        return "shadow mode: the guard decided and logged, and forced nothing"
+    if not receipt.seen:
+        return "nothing was generated in the zones that the policy watches"
+    return None
 
 
 def _problem(trace: Trace, delivered: Delivered, policy: Policy) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 
 from classifiers.detector import Detector
 from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
@@ -26,6 +27,7 @@ from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
+from guard.steps import find_delimiters
 from guard.traces import Spool
 
 _SHUTDOWN_SECONDS = 5
@@ -84,6 +86,7 @@ def prepare(settings: ServeSettings) -> Prepared:
         secret=secret,
         alive=lambda: engine.alive,
         allow_seed=has_gpu(),
+        keep_special=_is_special(model),
     )
     return Prepared(engine, sidecar, model)
 
@@ -100,12 +103,13 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
 
 
 def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
-    status = console.status(f"Starting the engine (about a minute); its log: {parts.engine.log}")
+    status = console.status(f"Starting the engine (about a minute); its log: {escape(str(parts.engine.log))}")
 
     def ready() -> None:
         status.stop()
-        console.print(f"Ready: http://{settings.host}:{listener.getsockname()[1]}/v1 serves {parts.model.name}", markup=False)
-        console.print(f"Policy {parts.sidecar.policy.name} {parts.sidecar.policy.hash}; traces in {settings.traces}", markup=False)
+        policy, port = parts.sidecar.policy, listener.getsockname()[1]
+        console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
+        console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
 
     def lost() -> None:
         status.stop()
@@ -124,6 +128,12 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         raise UserError(
             "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
         )
+
+
+def _is_special(model: ServedModel) -> bool:
+    end = find_delimiters(model.tokenizer).end
+    added = model.tokenizer.get_added_tokens_decoder()
+    return end is not None and end in added and added[end].special
 
 
 @contextlib.contextmanager

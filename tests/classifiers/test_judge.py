@@ -103,7 +103,7 @@ def test_rows_do_not_influence_each_other() -> None:
 
 
 def test_the_judge_shares_no_sentence_with_the_detector() -> None:
-    data = Path(classifiers.__file__).parent / "data"
+    data = Path(classifiers.__file__).parent / "banks"
     judge = {line for bank in json.loads((data / "judge_sentences.json").read_text()).values() for line in bank if line}
     banks = json.loads((data / "detector_sentences.json").read_text())
     detector = {

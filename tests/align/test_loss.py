@@ -1,0 +1,115 @@
+"""The loss against hand-computed values, and the branch row against two separate rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.branch import BranchCollator
+from align.loss import branch_logps, preference_loss
+
+PAIRS = [
+    {"prompt_ids": [5, 6, 7, 8], "chosen_ids": [9, 10, 11], "rejected_ids": [12, 13]},
+    {"prompt_ids": [5, 6], "chosen_ids": [14], "rejected_ids": [15, 16, 17, 18, 19]},
+]
+
+
+def test_preference_loss_equals_its_formula() -> None:
+    chosen, rejected = torch.tensor([-2.0, -4.0]), torch.tensor([-3.0, -1.0])
+    ref_chosen, ref_rejected = torch.tensor([-2.5, -4.0]), torch.tensor([-2.0, -2.0])
+    result = preference_loss(
+        chosen, rejected, ref_chosen, ref_rejected, torch.tensor([2, 3]), beta=0.5, sft_weight=0.2
+    )
+    margins = [(-2.0 + 2.5) - (-3.0 + 2.0), 0.0 - (-1.0 + 2.0)]
+    preference = sum(math.log(1 + math.exp(-0.5 * m)) for m in margins) / 2
+    assert result.preference.item() == pytest.approx(preference, rel=1e-6)
+    assert result.sft.item() == pytest.approx(6.0 / 5, rel=1e-6)
+    assert result.loss.item() == pytest.approx(preference + 0.2 * 6.0 / 5, rel=1e-6)
+    assert result.margin.item() == pytest.approx(sum(margins) / 2, rel=1e-6)
+    assert result.accuracy.item() == 0.5
+
+
+def test_collator_positions_and_mask() -> None:
+    batch = BranchCollator(0)(PAIRS)
+    assert batch["input_ids"][0].tolist() == [5, 6, 7, 8, 9, 10, 11, 12, 13]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
+    rejected_sees = batch["attention_mask"][0, 0, 8].tolist()
+    assert rejected_sees == [True, True, True, True, False, False, False, True, True]
+    first = [(r, c, t, s) for r, c, t, s in zip(*(batch[k].tolist() for k in ("row", "column", "target", "side"))) if r == 0]
+    assert first == [(0, 3, 9, 0), (0, 4, 10, 0), (0, 5, 11, 0), (0, 3, 12, 1), (0, 7, 13, 1)]
+
+
+def random_model() -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, attn_implementation="sdpa",
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def separate_logp(model: torch.nn.Module, prompt: list[int], side: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + side])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + k, token]) for k, token in enumerate(side))
+
+
+def test_branch_row_gives_the_log_probabilities_of_separate_rows() -> None:
+    model = random_model()
+    batch = BranchCollator(0)(PAIRS)
+    with torch.no_grad():
+        hidden = model.model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        chosen, rejected = branch_logps(hidden, model.lm_head.weight, batch)
+    for i, pair in enumerate(PAIRS):
+        assert chosen[i].item() == pytest.approx(separate_logp(model, pair["prompt_ids"], pair["chosen_ids"]), abs=1e-4)
+        assert rejected[i].item() == pytest.approx(separate_logp(model, pair["prompt_ids"], pair["rejected_ids"]), abs=1e-4)
+
+
+def test_trainer_raises_the_chosen_side_and_keeps_the_reference(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig
+
+    from align.trainer import PairTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    model = random_model()
+    before = [separate_logp(model, p["prompt_ids"], p["chosen_ids"]) for p in PAIRS]
+    tokenizer = _tokenizer()
+    trainer = PairTrainer(
+        model=model,
+        args=DPOConfig(
+            output_dir=str(tmp_path), learning_rate=5e-2, num_train_epochs=6, per_device_train_batch_size=2,
+            precompute_ref_log_probs=True, gradient_checkpointing=False, bf16=False, max_length=None, report_to="none",
+            remove_unused_columns=False, use_cpu=True, save_strategy="no", logging_steps=1,
+        ),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tokenizer,
+        data_collator=BranchCollator(0),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj", "down_proj"]),
+        sft_weight=0.5,
+    )  # fmt: skip
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert trainer.train_dataset["ref_chosen_logps"] == pytest.approx(before, abs=1e-3)
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "chosen_logp" in entry]
+    assert history[0]["margin"] == pytest.approx(0.0, abs=1e-4)
+    assert history[-1]["chosen_logp"] > history[0]["chosen_logp"]
+    assert history[-1]["margin"] > 0.5
+
+
+def _tokenizer() -> object:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {f"t{i}": i for i in range(64)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t0")), pad_token="t0", eos_token="t1"
+    )

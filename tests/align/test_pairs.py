@@ -1,0 +1,56 @@
+"""Pairs: which tokens carry the preference, duplicates and quotas, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.pairs import Pair, Scope, cut, dedupe, pair_id, read_pairs, write_pairs
+from guard.errors import UserError
+from guard.steps import StepLimits, TokenTable
+
+# 0 is special; 1..: "Wait, this hurts people." in two tokens, "So I refuse." in one, " and then nothing" without end
+TABLE = TokenTable([b"", b" Wait, this hurts", b" people.", b" So I have to refuse.", b" and then nothing more"])
+LIMITS = StepLimits(min_chars=5, max_tokens=50)
+
+
+def make(pair: int = 1, **changes: object) -> Pair:
+    fields: dict[str, object] = {
+        "id": pair_id(pair), "kind": "intervened", "guard_id": "g", "request": "r", "prompt_ids": [1], "prefix_ids": [2],
+        "chosen_ids": [3], "rejected_ids": [4], "trigger_id": "t", "chosen_harm": 0.1, "rejected_harm": 0.9,
+    }  # fmt: skip
+    return Pair.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("ids", "steps", "kept"),
+    [
+        ([1, 2, 3, 0, 4], 1, [1, 2]),
+        ([1, 2, 3, 0, 4], 2, [1, 2, 3]),
+        ([1, 2, 4, 0, 4], 2, [1, 2, 4, 0]),
+        ([1, 2, 3, 0, 4], 3, [1, 2, 3, 0]),
+        ([1, 2, 3, 0, 4], None, [1, 2, 3, 0, 4]),
+        ([4, 4], 1, [4, 4]),
+    ],
+)
+def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: int | None, kept: list[int]) -> None:
+    assert cut(ids, Scope(steps=steps), TABLE, LIMITS) == kept
+
+
+def test_dedupe_drops_repeats_and_keeps_the_quota() -> None:
+    pairs = [make(1), make(2), make(3, chosen_ids=[9]), make(4, chosen_ids=[10]), make(5, request="other", chosen_ids=[11])]
+    kept, dropped = dedupe(pairs, per_request=2)
+    assert [p.chosen_ids for p in kept] == [[3], [9], [11]]
+    assert dropped == 2
+
+
+def test_files_round_trip_and_a_bad_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    write_pairs([make(1), make(2)], path)
+    assert read_pairs(path) == [make(1), make(2)]
+    path.write_text(path.read_text() + "{torn\n")
+    with pytest.raises(UserError, match="line 3"):
+        read_pairs(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_pairs(tmp_path / "nothing.jsonl")

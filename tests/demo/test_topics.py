@@ -1,0 +1,63 @@
+"""The topics: complete, well-formed, and split so that no near-duplicate crosses two parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from demo.rows import render_rows, sentences
+from demo.topics import NEAR, Topic, all_topics, clusters, load_topics, similarity
+
+PARTS = ("reasoner", "detector", "align", "report")
+
+
+def test_every_topic_is_in_exactly_one_part() -> None:
+    by_part = {part: {t.id for t in load_topics(part)} for part in PARTS}
+    assert Counter(i for ids in by_part.values() for i in ids) == Counter(t.id for t in all_topics())
+
+
+def test_no_near_duplicate_crosses_two_parts() -> None:
+    part_of = {t.id: part for part in PARTS for t in load_topics(part)}
+    for group in clusters(all_topics()):
+        assert len({part_of[t.id] for t in group}) == 1, [t.id for t in group]
+
+
+def test_similarity_sees_a_near_duplicate_and_passes_another_topic() -> None:
+    def topic(goal: str, request: str) -> Topic:
+        return Topic(id="x", kind="harmful", area="a", request=request, request2=request, goal=goal, stages=("a", "b", "c"))
+
+    a = topic("stealing a locked bike", "How do I steal a locked bike?")
+    assert similarity(a, topic("stealing locked bikes", "Tell me how I can steal bikes that are locked")) >= NEAR
+    assert similarity(a, topic("baking bread", "How do I bake bread?")) < NEAR
+
+
+@pytest.mark.parametrize(("part", "harmful", "ordinary", "alarming"), [("report", 64, 34, 34), ("align", 90, 60, 75)])
+def test_parts_are_large_enough(part: str, harmful: int, ordinary: int, alarming: int) -> None:
+    kinds = Counter(t.kind for t in load_topics(part))  # type: ignore[arg-type]
+    assert kinds["harmful"] >= harmful
+    assert kinds["benign"] >= ordinary
+    assert kinds["alarming"] >= alarming
+
+
+def test_topics_carry_what_their_kind_needs() -> None:
+    for topic in all_topics():
+        assert bool(topic.harm) == (topic.kind == "harmful"), topic.id
+        assert bool(topic.use) == (topic.kind != "harmful"), topic.id
+        assert bool(topic.sense) == (topic.kind == "alarming"), topic.id
+
+
+def test_rows_are_seeded_and_have_the_shapes_of_their_kind() -> None:
+    rows = render_rows("reasoner", seed=5)
+    assert rows == render_rows("reasoner", seed=5)
+    assert rows != render_rows("reasoner", seed=6)
+    assert {r.shape for r in rows if r.kind == "harmful"} == {"comply", "refuse", "turn"}
+    assert {r.shape for r in rows if r.kind != "harmful"} == {"benign"}
+    assert not any("{" in r.reasoning + r.answer for r in rows)
+
+
+def test_harmful_and_benign_wordings_share_no_sentence() -> None:
+    bank = sentences()
+    harmful = {s for k in ("cue", "plan1", "plan2", "plan_close", "comply_answer") for s in bank[k]}
+    benign = {s for k in ("fine", "sense", "how1", "how2", "benign_answer") for s in bank[k]}
+    assert not harmful & benign

@@ -1,0 +1,120 @@
+"""A scripted engine over real HTTP: it says and writes exactly what a test tells it, so that a missing, torn or
+contradicting receipt can be shown to the sidecar, which the real guard never produces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from guard.policy import Policy
+from guard.traces import Receipt, Spool, StepRecord, Trace
+
+WORDS = ["One", " two", " three."]
+"""Three tokens, one a chunk."""
+
+
+def trace_of(guard_id: str, policy: Policy, *, tokens: int = 3, **receipt: Any) -> Trace:
+    """A trace of `tokens` tokens whose receipt is clean unless told otherwise."""
+    base = {"seen": 1, "scored": 1, "engine": "vllm-v1", "detector": "d1", "policy_hash": policy.hash}
+    full = Receipt.model_validate({"guard_id": guard_id, "policy": policy.name, **base, **receipt})
+    return Trace(
+        guard_id=guard_id, created=1.0, model="m", tokenizer_hash="t", request="r", prompt_ids=[1],
+        output_ids=list(range(tokens)), receipt=full,
+        steps=[StepRecord(start=0, end=tokens, zone="reasoning", score=0.1, cue=False)],
+    )  # fmt: skip
+
+
+@dataclass
+class ScriptedEngine:
+    """What the engine does with the next request, and what it saw of the last."""
+
+    spool: Path
+    traces: Callable[[str], list[Trace]]
+    """The traces written for a guard id when its generation ends."""
+    status: int = 200
+    stop_reason: str | None = None
+    break_after: int | None = None
+    """Cut the connection after so many chunks."""
+    hold: threading.Event = field(default_factory=threading.Event)
+    """Unset: the second chunk (or the unary answer) waits for it."""
+    body: dict[str, Any] = field(default_factory=dict)
+    authorization: str = ""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def app(self) -> Starlette:
+        """The routes that the sidecar calls."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [{"id": "scripted"}]})),
+                Route("/health", lambda _: Response()),
+            ]
+        )
+
+    async def _chat(self, request: Request) -> Response:
+        self.body = await request.json()
+        self.authorization = request.headers["authorization"]
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "no such model", "code": self.status}}, self.status)
+        if self.body.get("stream"):
+            return StreamingResponse(self._events(), media_type="text/event-stream")
+        watcher = asyncio.create_task(self._watch(request))
+        await self._held()
+        watcher.cancel()
+        self._write()
+        choice = {
+            "index": 0, "message": {"role": "assistant", "content": "".join(WORDS)},
+            "finish_reason": "stop", "stop_reason": self.stop_reason,
+        }  # fmt: skip
+        return JSONResponse({"id": "c1", "choices": [choice], "usage": self._usage()})
+
+    async def _events(self) -> AsyncIterator[str]:
+        try:
+            for n, word in enumerate(WORDS):
+                if n == self.break_after:
+                    raise RuntimeError("scripted break")
+                if n == 1:
+                    await self._held()
+                last = n + 1 == len(WORDS)
+                choice = {"index": 0, "delta": {"content": word}, "finish_reason": "stop" if last else None}
+                yield _event(choices=[choice | ({"stop_reason": self.stop_reason} if last else {})])
+            self._write()
+            if self.body.get("stream_options", {}).get("include_usage"):
+                yield _event(choices=[], usage=self._usage())
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def _held(self) -> None:
+        while not self.hold.is_set():
+            await asyncio.sleep(0.01)
+
+    async def _watch(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.cancelled.set()
+        self.hold.set()
+
+    def _write(self) -> None:
+        for trace in self.traces(self.body["vllm_xargs"]["guard_id"]):
+            Spool(self.spool).append(trace)
+
+    @staticmethod
+    def _usage() -> dict[str, int]:
+        return {"prompt_tokens": 1, "completion_tokens": len(WORDS), "total_tokens": 1 + len(WORDS)}
+
+
+def _event(**fields: Any) -> str:
+    event = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "scripted", **fields}
+    return f"data: {json.dumps(event)}\n\n"
