@@ -153,6 +153,11 @@ def _transcripts(bench: Workbench, outcomes: dict[str, list[Outcome]]) -> list[T
     ]  # fmt: skip
 
 
+def _agreement(bench: Workbench) -> dict[str, Any]:
+    """The judge's held-out agreement with labels, from its manifest."""
+    return {name: rate for name, rate in bench.judge.metrics.items() if "balanced" in name or "kappa" in name}
+
+
 def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[(k + 1) * len(items) // (count + 1)] for k in range(count)] if items else []
 

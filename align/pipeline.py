@@ -50,7 +50,7 @@ class AlignSettings(BaseModel):
     policy: Path | None = None
     detector: Path | None = None
     judge: Path | None = None
-    triggers: int = 2
+    triggers: int = 1
     train: TrainSettings = TrainSettings()
     seed: int = 0
 

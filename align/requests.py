@@ -12,7 +12,7 @@ from align.evaluate import EvalRequest, Label
 from guard.errors import UserError
 
 #: Topics per label of the built-in set; each is asked in two wordings.
-BUILT_IN: dict[Label, int] = {"harmful": 64, "benign": 34, "alarming": 34}
+BUILT_IN: dict[Label, int] = {"harmful": 60, "benign": 30, "alarming": 30}
 
 
 class RequestLine(BaseModel):
@@ -25,7 +25,7 @@ class RequestLine(BaseModel):
 
 
 def built_in(render: Callable[[str], list[int]]) -> list[EvalRequest]:
-    """The demo's held-out topics: 132 topics, two wordings each."""
+    """The demo's held-out topics: 120 topics, two wordings each."""
     from demo.topics import load_topics
 
     left = dict(BUILT_IN)

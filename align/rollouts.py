@@ -37,8 +37,10 @@ class Candidate:
 class RolloutSettings:
     """How many counterfactuals, and how long."""
 
-    triggers: int = 2
+    triggers: int = 1
     """Triggers tried per intervened trace (the paper: six)."""
+    max_intervened: int = 160
+    """Intervened traces that are rolled out, a seeded choice."""
     max_tokens: int = 120
     per_request: int = 4
     seed: int = 0
@@ -48,8 +50,12 @@ def candidates(traces: Sequence[Trace], pool: Sequence[EncodedTrigger], settings
     """What to roll out, seeded: the same traces give the same candidates."""
     rng = random.Random(settings.seed)
     found: list[Candidate] = []
+    intervened = [t.guard_id for t in traces if t.receipt.interventions]
+    wanted = set(rng.sample(intervened, min(settings.max_intervened, len(intervened))))
     for trace in traces:
         steps = trace.steps
+        if trace.receipt.interventions and trace.guard_id not in wanted:
+            continue
         if trace.receipt.interventions:
             cue = steps[trace.receipt.interventions[0].step]
             for trigger in rng.sample(list(pool), min(settings.triggers, len(pool))):

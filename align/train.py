@@ -33,7 +33,7 @@ class TrainSettings(BaseModel):
     """LoRA from this layer on; None: a third of the depth, which saves backward work."""
     benign_share: float = Field(default=0.5, ge=0.0, le=1.0)
     """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
-    max_pairs: int = 400
+    max_pairs: int = 240
     seed: int = 0
 
 

@@ -86,7 +86,8 @@ def train(
     """
     from classifiers.train import Data, TrainConfig, train_detector
 
-    rows, traces = read_steps(data or []), []
+    rows = read_steps(data or [])
+    traces: list[TraceRow] = []
     if authored or (authored is None and not data):
         built_in, traces = _authored(seed)
         rows = built_in + rows

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from classifiers.artifact import Artifact
-from classifiers.judge_features import Weighted, answer_features, judge_request_features, reasoning_features
+from classifiers.features import Weighted
+from classifiers.judge_features import answer_features, judge_request_features, reasoning_features
+from classifiers.stats import Rate
 
 DEFAULT = Path(__file__).parent / "default_judge"
 HEADS = ("risk", "answer_harm", "refusal", "reasoning_harm")
@@ -42,6 +44,11 @@ class Judge:
     def load(cls, path: Path | None = None) -> Judge:
         """Load the judge in directory `path`, or the one shipped in the package. Errors: `Artifact.load`."""
         return cls(Artifact.load(path or DEFAULT, "judge"))
+
+    @property
+    def metrics(self) -> dict[str, Rate]:
+        """What the judge's manifest says of its agreement with labels, by name."""
+        return dict(self._artifact.manifest.metrics)
 
     def judge(self, rows: Sequence[tuple[str, str, str]]) -> list[Judgement]:
         """Return a judgement for each (request, reasoning, answer); an empty text has 0 in its columns."""

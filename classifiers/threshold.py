@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FLOOR = 0.5
 """No threshold is lower: below it the model itself holds a step for no cue, whatever the benign requests allow."""
 TRACE_STEPS = 8
-"""Steps of a trace made of single labelled steps. The demo's requests have 4 to 6 and long reasonings up to 40."""
+"""Steps of a trace made of single labelled steps. The demo's requests have 3 to 6 and long reasonings up to 40."""
 Kind = Literal["comply", "alarming", "benign"]
 
 

@@ -114,8 +114,8 @@ def train_detector(data: Data, out: Path, config: TrainConfig, say: Progress = l
         training={
             "seed": config.seed,
             "threshold_rule": f"lowest at which {config.fpr_alarming:g} of alarming and {config.fpr:g} of other benign "
-            "traces (demo traces of 4 to 6 steps and other steps in eights, both sources alike), cross-fitted by topic, "
-            "hold a flagged step",
+            "traces (demo traces of 3 to 6 steps and other steps in eights, both sources alike) hold a flagged step; "
+            "cross-fitted by topic",
             "traces": len(traces),
             "rows": len(data.steps),
             "measured_without": len(data.steps) - len(learn),

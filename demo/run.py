@@ -68,16 +68,17 @@ def send(model: str, requests: list[str], traces: Path, console: Console) -> Non
     with _serving(model, traces, console) as url, Progress(console=console) as bar:
         task = bar.add_task("serving with the guard", total=len(requests))
         with ThreadPoolExecutor(CONCURRENCY) as pool, httpx.Client(base_url=url, timeout=600) as client:
-            for _ in pool.map(lambda request: _ask(client, request), requests):
+            name = client.get("/v1/models").json()["data"][0]["id"]
+            for _ in pool.map(lambda request: _ask(client, name, request), requests):
                 bar.advance(task)
     found, _ = read_traces(traces)
     if len(found) < len(requests):
         raise UserError("The guarded server lost traces", got=f"{len(found)} traces", wanted=f"{len(requests)}")
 
 
-def _ask(client: httpx.Client, request: str) -> None:
+def _ask(client: httpx.Client, model: str, request: str) -> None:
     body = {
-        "model": "demo", "messages": [{"role": "user", "content": request}], "max_tokens": 160, "temperature": 0.6,
+        "model": model, "messages": [{"role": "user", "content": request}], "max_tokens": 160, "temperature": 0.6,
         "top_k": 20,
     }  # fmt: skip
     response = client.post("/v1/chat/completions", json=body)

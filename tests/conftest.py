@@ -108,10 +108,14 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """One in-process vLLM on the tiny model, guarded by the packaged detector and the default policy."""
+    import torch
     from vllm import LLM
 
     from guard.engine.v1 import engine_arguments
 
+    # On a busy machine a second thread only waits for the first. vLLM takes `set_num_threads` away.
+    set_num_threads, count = torch.set_num_threads, torch.get_num_threads()
+    set_num_threads(1)
     spool = tmp_path_factory.mktemp("spool")
     llm = LLM(
         str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
@@ -119,6 +123,8 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         **engine_arguments({"spool": str(spool), "allow_off": True, "probe_secret": "s3cret"}),
     )  # fmt: skip
     yield Engine(llm, spool)
+    torch.set_num_threads = set_num_threads
+    set_num_threads(count)
 
 
 @pytest.fixture(scope="session")

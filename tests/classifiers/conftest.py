@@ -8,7 +8,7 @@ import pytest
 
 from classifiers.data import LabelledStep
 from classifiers.features import FeatureConfig
-from classifiers.train import TrainConfig, train_detector
+from classifiers.train import Data, TrainConfig, train_detector
 
 HARMFUL = ["steal a", "forge a", "burn down the", "poison the", "sabotage the"]
 BENIGN = ["paint a", "repair a", "photograph the", "draw the", "describe the"]
@@ -44,5 +44,5 @@ def tiny_rows() -> list[LabelledStep]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the tiny detector's artifact."""
     out = tmp_path_factory.mktemp("tiny")
-    train_detector(tiny_rows(), out, TrainConfig(features=FeatureConfig(table_size=4096)))
+    train_detector(Data(tiny_rows()), out, TrainConfig(features=FeatureConfig(table_size=4096)))
     return out

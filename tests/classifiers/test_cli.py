@@ -75,7 +75,7 @@ def test_score_names_the_bad_line_and_writes_nothing(tmp_path: Path, line: str, 
 
 
 def test_a_missing_input_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read .*none.jsonl"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
         run("judge", "--input", tmp_path / "none.jsonl", "--output", tmp_path / "out.jsonl")
 
 
@@ -101,6 +101,27 @@ def test_train_on_given_rows_writes_a_loadable_artifact(tmp_path: Path) -> None:
     assert set(manifest["metrics"]["auroc_step"]) == {"rate", "lo", "hi", "n"}
     assert Detector.load(tmp_path / "det").version == manifest["version"]
     assert sorted(path.name for path in (tmp_path / "det").iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_public_requests_are_told_in_the_manifest(tmp_path: Path) -> None:
+    source = _lines(tmp_path / "rows.jsonl", *(row.model_dump() for row in tiny_rows()))
+    public = _lines(
+        tmp_path / "requests.jsonl",
+        {"request": "Steal the moon", "label": "harmful", "source": "a", "licence": "MIT", "category": "x"},
+        {"request": "steal  the moon", "label": "harmful", "source": "a", "licence": "MIT"},
+        {"request": "Paint the moon", "label": "benign", "source": "b"},
+    )
+    run("train", "--data", source, "--requests", public, "--out", tmp_path / "det")
+    manifest = json.loads((tmp_path / "det" / "manifest.json").read_text())
+    told = {name: value for name, value in manifest["training"].items() if name.startswith("requests_")}
+    assert told == {"requests_a": "1 rows, licence MIT", "requests_b": "1 rows, licence not given"}
+    assert manifest["metrics"]["auroc_request_unseen_a_and_b"]["n"] == 2
+
+
+def test_a_bad_public_request_is_named(tmp_path: Path) -> None:
+    public = _lines(tmp_path / "requests.jsonl", {"request": "r", "label": "odd", "source": "a"})
+    with pytest.raises(UserError, match=r"requests\.jsonl line 1 is malformed at label"):
+        run("train", "--requests", public, "--out", tmp_path / "det")
 
 
 def test_train_without_benign_rows_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from classifiers.detector import Detector
 from classifiers.export import check_parity
-from classifiers.train import TrainConfig, fit_heads
+from classifiers.features import FeatureConfig, request_features, step_ids
+from classifiers.linear import plain
+from classifiers.train import Data, TrainConfig, fit_heads
 from guard.errors import UserError
 from tests.classifiers.conftest import CUES, SAFE, tiny_rows
 
@@ -26,14 +28,14 @@ SHIPPED = Detector.load()
 def test_the_runtime_gives_the_trained_models_numbers(tiny: Path) -> None:
     detector = Detector.load(tiny)
     rows = tiny_rows()
-    from classifiers.features import FeatureConfig, request_ids, step_ids
-
     config = TrainConfig(features=FeatureConfig(table_size=4096))
-    risk, cue = fit_heads(rows, config)
+    heads = fit_heads(Data(rows), config)
     for row in rows[::7]:
         context = detector.request(row.request)
-        assert context.risk == pytest.approx(float(risk([request_ids(row.request, config.features)])[0]), abs=1e-4)
-        wanted = float(cue([step_ids(row.step, context.bucket, config.features)])[0])
+        assert context.risk == pytest.approx(
+            float(heads.risk([request_features(row.request, config.features)])[0]), abs=1e-4
+        )
+        wanted = float(heads.cue(plain([step_ids(row.step, context.bucket, config.features)]))[0])
         assert float(detector.score(context, [row.step])[0]) == pytest.approx(wanted, abs=1e-4)
 
 
@@ -66,7 +68,9 @@ def test_edges() -> None:
 def test_a_score_that_is_no_number_counts_as_a_cue(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector.load(tiny)
     context = detector.request("How?")
-    monkeypatch.setattr(detector._artifact, "run", lambda rows: np.full((len(rows), 2), np.nan, np.float32))
+    monkeypatch.setattr(
+        detector._artifact, "run", lambda rows, weights=None: np.full((len(rows), 2), np.nan, np.float32)
+    )
     assert detector.score(context, ["a step"]).tolist() == [1.0]
     assert detector.request("How?").risk == 1.0
 
@@ -100,7 +104,7 @@ def _edit(directory: Path, **values: object) -> None:
 
 
 def test_export_refuses_a_model_that_disagrees() -> None:
-    with pytest.raises(UserError, match="difference of 0.1"):
+    with pytest.raises(UserError, match=r"difference of 0\.1"):
         check_parity(lambda ids: np.zeros((1, 1), np.float32), ([[1]], None, np.array([[0.1]])))
 
 
@@ -142,6 +146,7 @@ def test_shipped_detector_sees_cues(step: str) -> None:
         (HARMFUL_REQUEST, "Wait, this could hurt the family who lives there."),
         ("How do I bake rye bread at home?", "This is an everyday thing to ask, so I can explain it."),
         ("How do I bake rye bread at home?", "First they need to mix the flour."),
+        ("How do I bake rye bread at home?", "The next move is shaping the loaf."),
         ("How do I kill a process that hangs?", "First comes finding the process, then ending it."),
     ],
 )

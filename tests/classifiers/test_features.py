@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from classifiers.features import FeatureConfig, request_ids, risk_bucket, step_ids, words_of
+import pytest
+
+from classifiers.features import Bag, FeatureConfig, grams, pairs, request_features, risk_bucket, step_ids, words_of
 
 CONFIG = FeatureConfig()
 PINNED_STEP = [8178, 14664, 60412, 76900, 94832, 115072, 126155, 173866, 182893, 198925, 208364, 215387, 254493]
-PINNED_REQUEST = [70077, 70899, 79688, 94786, 129089, 132437]
 
 
 def test_ids_of_a_literal_step() -> None:
@@ -16,7 +17,40 @@ def test_ids_of_a_literal_step() -> None:
 
 
 def test_ids_of_a_literal_request() -> None:
-    assert request_ids("Steal it", CONFIG) == PINNED_REQUEST
+    ids, weights = request_features("Steal it", CONFIG)
+    assert [i for i, weight in zip(ids, weights, strict=True) if weight > 1] == sorted(
+        crc32(name.encode(), crc32(space + b"\x01")) % (CONFIG.table_size - 1) + 1
+        for space, names in (
+            (b"req.words", ("steal", "it")),
+            (b"req.pairs", ("^ steal", "steal it")),
+            (b"req.stems", ("steal", "it")),
+        )
+        for name in names
+    )
+    assert (len(ids), ids[:3], ids[-3:]) == (27, [11680, 38026, 52659], [249544, 260925, 261701])
+    assert sorted({round(weight, 4) for weight in weights}) == [0.4364, 1.4142]  # 2 / sqrt(21) and 2 / sqrt(2)
+
+
+def test_a_request_without_words_has_no_ids() -> None:
+    assert request_features(" ... ", CONFIG) == ([], [])
+
+
+def test_a_long_request_weighs_no_more_than_a_short_one() -> None:
+    for request in ("Steal it", "How would anyone take a boat from a busy harbour at night? " * 9):
+        _, weights = request_features(request, CONFIG)
+        assert sum(weight * weight for weight in weights) == pytest.approx(4 * 4.0, rel=0.05)
+
+
+def test_bag_keeps_the_larger_weight() -> None:
+    bag = Bag(2)
+    bag.add("a", ["x", "y"], 2.0)
+    bag.add("b", ["z"], 0.5, shared=False)
+    assert bag.result() == ([1], [pytest.approx(2 / 2**0.5)])
+
+
+def test_pairs_and_grams() -> None:
+    assert pairs(["a", "b"]) == ["^ a", "a b"]
+    assert grams("abcd", (3, 5)) == ["abc", "bcd"]
 
 
 def test_the_hash_is_the_chained_crc32() -> None:
