@@ -99,6 +99,7 @@ def _run_worker(spec: EngineSpec, jobs_file: Path, out: Path, what: str) -> None
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONWARNINGS": "ignore",
     }
     env.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     with log.open("ab") as sink:
@@ -138,7 +139,8 @@ def _engine(spec: EngineSpec) -> Any:
     guard = engine_arguments({**spec.guard, "allow_off": True}) if spec.guard is not None else {}
     return LLM(
         spec.model, dtype=fast_dtype(), enforce_eager=True, max_model_len=spec.max_model_len, seed=spec.seed,
-        max_num_seqs=spec.max_num_seqs, block_size=32, enable_prefix_caching=True, disable_log_stats=True, **guard,
+        max_num_seqs=spec.max_num_seqs, block_size=32, enable_prefix_caching=True, disable_log_stats=True,
+        use_tqdm_on_load=False, **guard,
     )  # fmt: skip
 
 

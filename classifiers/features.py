@@ -38,7 +38,7 @@ class FeatureConfig(BaseModel):
     max_request_chars: int = Field(default=4000, ge=1)
     """Characters read of a request."""
     max_request_words: int = Field(default=400, ge=1)
-    risk_edges: tuple[float, ...] = (0.15, 0.5, 0.85, 0.97)
+    risk_edges: tuple[float, ...] = (0.2, 0.35, 0.5, 0.7)
     """Where the request's risk is cut into buckets."""
 
 

@@ -19,6 +19,7 @@ from classifiers.judge import HEADS
 from classifiers.judge_data import JudgedRow
 from classifiers.judge_features import JUDGE_FEATURES, answer_features, judge_request_features, reasoning_features
 from classifiers.linear import Floats, Head, fit_head
+from classifiers.openings import swap_opening
 from classifiers.requests import PUBLIC_SHARE, describe, spread, unseen_sources
 from classifiers.stats import Rate, bootstrap
 
@@ -122,7 +123,7 @@ def fit_request_head(
             known[row.request] = row
     features = {request: judge_request_features(request, config.features) for request in known}
     folds = {request: _fold(config.seed, row.group) for request, row in known.items()}
-    public = [judge_request_features(row.request, config.features) for row in requests]
+    public = [judge_request_features(swap_opening(row.request), config.features) for row in requests]
 
     def fit_without(fold: int | None) -> Head:
         inside = [request for request, row in known.items() if row.risky is not None and folds[request] != fold]
@@ -165,7 +166,7 @@ def _risk_metrics(
     known = [(judge_request_features(request, config.features), risky) for request, risky in authored.items()]
 
     def learn(inside: Sequence[LabelledRequest]) -> Callable[[Sequence[LabelledRequest]], Floats]:
-        public = [judge_request_features(row.request, config.features) for row in inside]
+        public = [judge_request_features(swap_opening(row.request), config.features) for row in inside]
         head = _fit_risk(known, inside, public, config)
         return lambda asked: head([judge_request_features(row.request, config.features) for row in asked])
 

@@ -17,6 +17,7 @@ from classifiers.data import LabelledRequest, LabelledStep, data_hash
 from classifiers.export import build_graph, write_artifact
 from classifiers.features import FeatureConfig, Weighted, request_features, risk_bucket, step_ids
 from classifiers.linear import Floats, Head, fit_head, plain
+from classifiers.openings import swap_opening
 from classifiers.requests import PUBLIC_SHARE, describe, spread, unseen_sources
 from classifiers.stats import Rate, bootstrap
 from classifiers.threshold import TraceRow, choose_threshold, flagged_traces, step_traces
@@ -206,7 +207,7 @@ def _fit_risk(
     config: TrainConfig,
 ) -> Head:
     rows = [features[request] for request in known]
-    rows += [_features(row.request, config.features) for row in public]
+    rows += [_features(swap_opening(row.request), config.features) for row in public]
     total = config.public_share * sum(bool(row.step) for row in known.values())
     return fit_head(
         rows,

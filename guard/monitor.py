@@ -153,9 +153,7 @@ class StepMonitor:
         if intervention.forced:
             end = intervention.at + intervention.forced
             self.steps.append(
-                StepRecord(
-                    start=intervention.at, end=end, zone=self._plan_zone, score=None, cue=False, injected=True
-                )
+                StepRecord(start=intervention.at, end=end, zone=self._plan_zone, score=None, cue=False, injected=True)
             )
         self._plan, self._done = (), 0
 

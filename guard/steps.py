@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 Zone = Literal["reasoning", "answer"]
 
-_ENDS = ".!?…。！？\n"  # noqa: RUF001 - full-width marks end CJK sentences
+_ENDS = ".!?…。！？\n"
 _CLOSERS = "\"'”’)]}*_`»」』"
 _ABBREVIATIONS = frozenset(
-    "e.g i.e etc mr mrs ms dr prof st vs cf no nos fig eq approx dept inc ltd jr sr u.s u.k z.b d.h bzw vgl".split()
+    "e.g i.e etc mr mrs ms dr prof st vs cf no nos fig eq approx dept inc ltd jr sr u.s u.k z.b d.h bzw vgl".split()  # noqa: SIM905 - a list would be one word a line
 )
 _LAST_WORD = re.compile(r"([^\W_](?:[\w.]*\w)?)\.$")
 #: Pieces that a tokenizer would keep whole; only `split_text` uses them.
@@ -133,8 +133,10 @@ class StepSplitter:
             self._buffer += self._table.bytes_of[token]
         if self._count >= self._limits.max_tokens:
             return self._take(cut=True)
-        if known and self._table.can_end[token] and ends_step(
-            self._buffer.decode("utf-8", "ignore"), self._limits.min_chars
+        if (
+            known
+            and self._table.can_end[token]
+            and ends_step(self._buffer.decode("utf-8", "ignore"), self._limits.min_chars)
         ):
             return self._take(cut=False)
         return None
@@ -148,9 +150,7 @@ class StepSplitter:
 
     def _take(self, *, cut: bool) -> Step:
         text = self._buffer.decode("utf-8", "replace")
-        step = Step(
-            self._start, self._start + self._count, text.strip(), cut=cut, spaced=text[-1:].isspace()
-        )
+        step = Step(self._start, self._start + self._count, text.strip(), cut=cut, spaced=text[-1:].isspace())
         self._drop()
         return step
 
@@ -174,8 +174,6 @@ def ends_step(text: str, min_chars: int) -> bool:
     if not core or core[-1] not in _ENDS:
         return False
     if core[-1] != ".":
-        return True
-    if core.endswith(".."):
         return True
     before = core[-2:-1]
     if before.isdigit():
@@ -222,7 +220,9 @@ def _uses_byte_level(tokenizer: Tokenizer) -> bool:
 
 def _token_bytes(token: str, byte_level: bool) -> bytes:
     if byte_level:
-        return bytes(_UNICODE_TO_BYTE[c] for c in token) if all(c in _UNICODE_TO_BYTE for c in token) else token.encode()
+        return (
+            bytes(_UNICODE_TO_BYTE[c] for c in token) if all(c in _UNICODE_TO_BYTE for c in token) else token.encode()
+        )
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
     return token.replace("▁", " ").encode()

@@ -83,7 +83,9 @@ def select(ids: tuple[str, ...]) -> tuple[Trigger, ...]:
     unknown = [i for i in ids if i not in known]
     if unknown:
         raise UserError(
-            "Policy key `triggers`: unknown trigger id", got=unknown[0], wanted=f"ids of the pool: {', '.join(sorted(known))}"
+            "Policy key `triggers`: unknown trigger id",
+            got=unknown[0],
+            wanted=f"ids of the pool: {', '.join(sorted(known))}",
         )
     return tuple(t for t in POOL if not ids or t.id in ids)
 

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: A probe's first token is a step of its own and counts as a cue, whatever zone and mode the policy has.
-PROBE_POLICY = {"name": "probe", "zones": ("reasoning", "answer"), "max_step_tokens": 1, "max_interventions": 1, "shadow": False}
+PROBE_POLICY = {
+    "name": "probe",
+    "zones": ("reasoning", "answer"),
+    "max_step_tokens": 1,
+    "max_interventions": 1,
+    "shadow": False,
+}
 
 
 class EngineSettings(BaseModel):
@@ -112,7 +118,9 @@ class GuardedRequest:
 class EngineGuard:
     """One engine process's guard: opens requests, scores steps in batches, closes requests into the spool."""
 
-    def __init__(self, config: EngineSettings, runtime: GuardRuntime, reader: PromptReader, engine: str, end_id: int) -> None:
+    def __init__(
+        self, config: EngineSettings, runtime: GuardRuntime, reader: PromptReader, engine: str, end_id: int
+    ) -> None:
         self.config = config
         self._runtime, self._reader, self._engine, self._end_id = runtime, reader, engine, end_id
         self._spool = Spool(config.spool)
@@ -151,8 +159,10 @@ class EngineGuard:
             context = self._runtime.detector.request(asked)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             broken.append(f"request: {type(error).__name__}: {error}")
-        is_probe = probe is not None and self.config.probe_secret is not None and (
-            hmac.compare_digest(probe.encode(), self.config.probe_secret.encode())
+        is_probe = (
+            probe is not None
+            and self.config.probe_secret is not None
+            and (hmac.compare_digest(probe.encode(), self.config.probe_secret.encode()))
         )
         runtime = self._probe_runtime if is_probe else self._runtime
         monitor = StepMonitor(runtime, asked, zone=zone, guard_id=guard_id, engine=self._engine)

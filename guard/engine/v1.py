@@ -49,7 +49,7 @@ class _Row:
     read: int = 0
 
 
-class GuardLogitsProcessor(LogitsProcessor):
+class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
     """Watches every row, and forces a trigger token by token after a cue."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:

@@ -82,4 +82,4 @@ def test_words() -> None:
 
 
 def test_buckets() -> None:
-    assert [risk_bucket(risk, CONFIG) for risk in (0.0, 0.15, 0.5, 0.84, 0.97, 1.0)] == [0, 1, 2, 2, 4, 4]
+    assert [risk_bucket(risk, CONFIG) for risk in (0.0, 0.2, 0.49, 0.5, 0.7, 1.0)] == [0, 1, 2, 3, 4, 4]

@@ -24,9 +24,7 @@ TEXTS = (CUE, CALM, "My reply ends here.", NEUTRAL.text, *(t.text for t in POOL)
 _WORD = r" ?\w+|[^\w\s]+|\s"
 
 
-def byte_level(
-    texts: Iterable[str] = TEXTS, special: Iterable[str] = SPECIAL, added: Iterable[str] = ()
-) -> Tokenizer:
+def byte_level(texts: Iterable[str] = TEXTS, special: Iterable[str] = SPECIAL, added: Iterable[str] = ()) -> Tokenizer:
     """Ids: special tokens, then added ones, the 256 bytes, one token per word and mark of `texts`."""
     special, added = tuple(special), tuple(added)
     vocab = {token: i for i, token in enumerate([*special, *added, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
@@ -49,9 +47,7 @@ def metaspace(texts: Iterable[str] = TEXTS) -> Tokenizer:
         for word in re.findall(r"\w+|[^\w\s]", text):
             for token in (word, "▁" + word):
                 vocab.setdefault(token, len(vocab))
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, ignore_merges=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, ignore_merges=True))
     tokenizer.normalizer = normalizers.Replace("\u2581", "_")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme="first", split=True), pre_tokenizers.Punctuation()]
@@ -59,6 +55,13 @@ def metaspace(texts: Iterable[str] = TEXTS) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
     return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary holds."""
+    found: int | None = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return found
 
 
 @functools.cache
@@ -116,7 +119,9 @@ def replay(watcher: StepMonitor, output: Iterable[int], scorer: Callable[[str], 
 
 
 def generate(
-    watcher: StepMonitor, model: Iterable[int], scorer: Callable[[str], float | None] = score,
+    watcher: StepMonitor,
+    model: Iterable[int],
+    scorer: Callable[[str], float | None] = score,
     obey: Callable[[int], bool] = lambda index: True,
 ) -> list[int]:
     """Plays an engine whose model says `model`: forced ids come first where `obey`; returns the output ids.

@@ -15,7 +15,8 @@ OTHER: dict[str, Any] = {
     "max_interventions": 3, "min_step_chars": 13, "max_step_tokens": 95, "triggers": ("victim",), "fail_mode": "open",
 }  # fmt: skip
 BAD = [
-    ("name", "[a]"), ("version", "one"), ("version", "1.5"), ("zones", "thinking"), ("zones", "[]"), ("zones", "[answer, all]"),
+    ("name", "[a]"), ("version", "one"), ("version", "1.5"), ("zones", "thinking"), ("zones", "[]"),
+    ("zones", "[answer, all]"),
     ("threshold", "1.01"), ("threshold", "-0.1"), ("threshold", ".nan"), ("threshold", "high"), ("mode", "replace"),
     ("shadow", "perhaps"), ("max_interventions", "17"), ("max_interventions", "-1"), ("min_step_chars", "0"),
     ("min_step_chars", "201"), ("max_step_tokens", "7"), ("max_step_tokens", "513"), ("triggers", "{a: b}"),
@@ -34,7 +35,9 @@ def test_no_file_is_the_default_policy() -> None:
 
 
 def test_a_file_sets_what_it_names(tmp_path: Path) -> None:
-    path = written(tmp_path / "p.yaml", "name: strict\nzones: [reasoning, answer]\nthreshold: 0.25\ntriggers: [victim]\n")
+    path = written(
+        tmp_path / "p.yaml", "name: strict\nzones: [reasoning, answer]\nthreshold: 0.25\ntriggers: [victim]\n"
+    )
     policy = load_policy(path)
     assert policy == Policy(name="strict", zones=("reasoning", "answer"), threshold=0.25, triggers=("victim",))
 
@@ -53,7 +56,13 @@ def test_a_malformed_key_is_named(tmp_path: Path, key: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("- a\n- b\n", "got list"), ("a: [\n", "is not YAML"), ("5\n", "got int"), ("1: 2\n", "key `"), ("a: \x00\n", "is not YAML")],
+    [
+        ("- a\n- b\n", "got list"),
+        ("a: [\n", "is not YAML"),
+        ("5\n", "got int"),
+        ("1: 2\n", "key `"),
+        ("a: \x00\n", "is not YAML"),
+    ],
 )
 def test_what_is_no_mapping_of_settings_is_refused(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(UserError, match=part):
@@ -61,7 +70,7 @@ def test_what_is_no_mapping_of_settings_is_refused(tmp_path: Path, text: str, pa
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none.yaml"):
+    with pytest.raises(UserError, match=r"none\.yaml"):
         load_policy(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9t\xe9\n")
     with pytest.raises(UserError, match=r"latin.yaml is not YAML"):

@@ -22,7 +22,8 @@ LLAMA3 = (
 )
 HARMONY = (
     "{% for m in messages %}{{ '<|start|>' + m.role + ('<|channel|>final' if m.role == 'assistant' else '') +"
-    " '<|message|>' + m.content + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    " '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
 WORDS = ["user\nassistant\nHow do I bake bread? Thanks, and now a cake.", "system Be nice. Mix flour and water."]
 FIRST, REPLY, SECOND = "How do I bake bread?", "Mix flour and water.", "Thanks, and now a cake."

@@ -42,7 +42,7 @@ def run(ids: list[int], table: TokenTable, limits: StepLimits) -> list[Step]:
     [("Ġagree", b" agree"), ("I", b"I"), (".", b"."), ("Ċ", b"\n"), ("Ġ", b" "), ("ã", b"\xe3"), ("Ĥ", b"\x82")],
 )
 def test_byte_level_pieces_are_the_bytes_they_stand_for(token: str, expected: bytes) -> None:
-    assert BYTE_TABLE.bytes_of[BYTES.token_to_id(token)] == expected
+    assert BYTE_TABLE.bytes_of[kit.token_id(BYTES, token)] == expected
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_byte_level_pieces_are_the_bytes_they_stand_for(token: str, expected: by
     [("▁agree", b" agree"), ("agree", b"agree"), ("▁", b" "), ("<0xE3>", b"\xe3"), ("<0x0A>", b"\n"), (".", b".")],
 )
 def test_metaspace_pieces_are_the_bytes_they_stand_for(token: str, expected: bytes) -> None:
-    assert PIECE_TABLE.bytes_of[PIECES.token_to_id(token)] == expected
+    assert PIECE_TABLE.bytes_of[kit.token_id(PIECES, token)] == expected
 
 
 def test_special_tokens_give_no_bytes_and_added_ones_their_text() -> None:
@@ -61,20 +61,22 @@ def test_special_tokens_give_no_bytes_and_added_ones_their_text() -> None:
 
 
 def test_text_skips_ids_outside_the_table_and_replaces_broken_utf8() -> None:
-    half = BYTES.token_to_id("ã")
+    half = kit.token_id(BYTES, "ã")
     assert BYTE_TABLE.text([*BYTES.encode("I").ids, -1, 10**9, 4, half]) == "I\ufffd"
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=40))
+@given(st.text(max_size=40))
 def test_byte_level_round_trip(text: str) -> None:
     ids = BYTES.encode(text, add_special_tokens=False).ids
     if not BYTE_TABLE.markers.intersection(ids):
         assert BYTE_TABLE.text(ids) == text
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="▁<"), min_size=1, max_size=40))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="▁<"), min_size=1, max_size=40))
 def test_metaspace_round_trip(text: str) -> None:
-    assert PIECE_TABLE.text(PIECES.encode(text, add_special_tokens=False).ids).removeprefix(" ") == text.removeprefix(" ")
+    assert PIECE_TABLE.text(PIECES.encode(text, add_special_tokens=False).ids).removeprefix(" ") == text.removeprefix(
+        " "
+    )
 
 
 @pytest.mark.parametrize(("tokenizer", "table"), [(BYTES, BYTE_TABLE), (PIECES, PIECE_TABLE)])
@@ -90,17 +92,18 @@ def test_an_end_mark_split_over_tokens_ends_the_step(tokenizer: Tokenizer, table
 
 
 def test_only_the_last_byte_of_a_split_mark_can_end_a_step() -> None:
-    flags = {b: BYTE_TABLE.can_end[BYTES.token_to_id(c)] for b, c in ((0xE3, "ã"), (0x80, "Ģ"), (0x82, "Ĥ"))}
+    flags = {b: BYTE_TABLE.can_end[kit.token_id(BYTES, c)] for b, c in ((0xE3, "ã"), (0x80, "Ģ"), (0x82, "Ĥ"))}
     assert flags == {0xE3: 0, 0x80: 0, 0x82: 1}
-    assert BYTE_TABLE.can_end[BYTES.token_to_id("Ġagree")] == 0
-    assert BYTE_TABLE.can_end[BYTES.token_to_id(".")] == 1
+    assert BYTE_TABLE.can_end[kit.token_id(BYTES, "Ġagree")] == 0
+    assert BYTE_TABLE.can_end[kit.token_id(BYTES, ".")] == 1
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "It works.", "Really?!", "Go!", "He waits...", "He waits…", 'He said "go."', "(like this.)", "go.”", "go.'",
-        "这样。", "真的吗？", "不！", "Plan:\n", "- one item\n", "1.\n", "It is 3. ", "x = 3.5\n", "def f():\n", "```\ncode\n",
+        "这样。", "真的吗？", "不！", "Plan:\n", "- one item\n", "1.\n", "It is 3. ", "x = 3.5\n", "def f():\n",
+        "```\ncode\n",
         "**Done.**", "one etc.\n",
     ],
 )  # fmt: skip
@@ -111,7 +114,8 @@ def test_whole_steps(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "\n", ".", "!?", "no end", "1.", "It is 3.", "see 3.14", "e.g.", "as in (i.e.", "Dr.", "and so on etc.", "J.",
+        "", "\n", ".", "!?", "no end", "1.", "It is 3.", "see 3.14", "e.g.", "as in (i.e.", "Dr.", "and so on etc.",
+        "J.",
         "J. ", "U.S.", "vs.", "Fig.", "a, b", "f(x)", "a.b.c", "He waits. Then", "one\ntwo",
     ],
 )  # fmt: skip
@@ -164,14 +168,14 @@ def test_blank_tokens_are_no_step_of_their_own() -> None:
 
 def test_a_dropped_blank_run_does_not_leak_into_the_next_step() -> None:
     splitter = StepSplitter(BYTE_TABLE, StepLimits(min_chars=1))
-    assert splitter.push(BYTES.token_to_id("Ċ"), 0) is None
+    assert splitter.push(kit.token_id(BYTES, "Ċ"), 0) is None
     assert splitter.flush() is None
-    assert splitter.push(BYTES.token_to_id("I"), 9) is None
+    assert splitter.push(kit.token_id(BYTES, "I"), 9) is None
     assert splitter.flush() == Step(9, 10, "I")
 
 
 @given(
-    st.lists(st.one_of(st.integers(-3, len(BYTE_TABLE.bytes_of) + 3), st.sampled_from([2**40, -(2**40)])), max_size=120),
+    st.lists(st.one_of(st.integers(-3, len(BYTE_TABLE.bytes_of) + 3), st.just(2**40)), max_size=120),
     st.integers(1, 20), st.integers(1, 30),
 )  # fmt: skip
 def test_spans_partition_any_tokens(ids: list[int], min_chars: int, max_tokens: int) -> None:
@@ -187,7 +191,8 @@ def test_spans_partition_any_tokens(ids: list[int], min_chars: int, max_tokens: 
 
 SENTENCES = [
     "First they gather the materials.", "It costs 3.14 euros e.g. in town.", "J. R. Smith agreed!", "Is it so?", "Hmm.",
-    "They wait... and go on.", "He owns 3. Then he goes.", "第一步是这样。", "- an item of a list", "x = compute(a.b, 2)",
+    "They wait... and go on.", "He owns 3. Then he goes.", "第一步是这样。", "- an item of a list",
+    "x = compute(a.b, 2)",
     "(I could help with that…", "Dr. No lives in the U.S. now.",
 ]  # fmt: skip
 
@@ -216,7 +221,9 @@ def test_split_text_exact() -> None:
 
 
 def test_split_text_cuts_at_the_limit() -> None:
-    assert split_text("agree " * 20, StepLimits(max_tokens=8)) == ["agree " * 7 + "agree"] * 2 + ["agree agree agree agree"]
+    assert split_text("agree " * 20, StepLimits(max_tokens=8)) == ["agree " * 7 + "agree"] * 2 + [
+        "agree agree agree agree"
+    ]
 
 
 @pytest.mark.parametrize("family", DELIMITER_FAMILIES)

@@ -31,14 +31,20 @@ def make(guard_id: str = "a", request: str = "How?", **receipt: Any) -> Trace:
         receipt=Receipt(
             guard_id=guard_id, policy="default", policy_hash="f" * 12, detector="d", engine="vllm-v1", seen=1, scored=1,
             injected_tokens=1,
-            interventions=[Intervention(step=0, at=1, trigger_id="victim", score=0.875, forced=1, completed=True)], **receipt,
+            interventions=[Intervention(step=0, at=1, trigger_id="victim", score=0.875, forced=1, completed=True)],
+            **receipt,
         ),
     )  # fmt: skip
 
 
 def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -71,7 +77,9 @@ def test_torn_and_foreign_lines_are_counted_skipped_and_left(tmp_path: Path) -> 
     whole = path.read_bytes()
     newer = json.dumps({**json.loads(whole), "schema_version": 2}).encode() + b"\n"
     extra = json.dumps({**json.loads(whole), "surprise": 1}).encode() + b"\n"
-    path.write_bytes(whole[:50] + b"\n" + newer + b"\xff\xfe\n\n" + extra + make("b").model_dump_json().encode() + b"\n" + whole[:70])
+    path.write_bytes(
+        whole[:50] + b"\n" + newer + b"\xff\xfe\n\n" + extra + make("b").model_dump_json().encode() + b"\n" + whole[:70]
+    )
     before = path.read_bytes()
     read, report = read_traces(tmp_path)
     assert [t.guard_id for t in read] == ["b"]
@@ -189,7 +197,8 @@ def test_an_unwritable_directory_is_an_os_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "clean"), [({}, True), ({"unscored": 1}, False), ({"enforcement_failed": 1}, False), ({"errors": ["x"]}, False)]
+    ("damage", "clean"),
+    [({}, True), ({"unscored": 1}, False), ({"enforcement_failed": 1}, False), ({"errors": ["x"]}, False)],
 )
 def test_clean_means_nothing_was_missed(damage: dict[str, Any], clean: bool) -> None:
     assert make(**damage).receipt.clean is clean

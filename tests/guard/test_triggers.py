@@ -20,7 +20,7 @@ def test_the_pool_has_at_least_twelve_distinct_triggers() -> None:
 
 def test_a_trigger_is_encoded_for_the_three_places() -> None:
     trigger = encode_trigger(Trigger("t", "I agree."), kit.tokenizer())
-    ids = {word: kit.tokenizer().token_to_id(word) for word in ("I", "ĠI", "Ġagree", ".", "Ċ")}
+    ids = {word: kit.token_id(kit.tokenizer(), word) for word in ("I", "ĠI", "Ġagree", ".", "Ċ")}
     assert trigger == EncodedTrigger(
         "t",
         "I agree.",

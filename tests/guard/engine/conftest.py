@@ -95,7 +95,11 @@ def vllm_config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> V
 
     spool = tmp_path_factory.mktemp("config-spool")
     return EngineArgs(
-        str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, **engine_arguments({"spool": str(spool)})
+        str(tiny_model),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        **engine_arguments({"spool": str(spool)}),
     ).create_engine_config()
 
 
@@ -174,7 +178,10 @@ def batch(processor: GuardLogitsProcessor, tmp_path: Path) -> Callable[..., Batc
         if detector is not None:
             runtime = dataclasses.replace(runtime, detector=detector)
         reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.delimiters)
-        mine._rows, mine._guard = {}, EngineGuard(EngineSettings(spool=spool, **config), runtime, reader, "vllm-v1", EOS)
+        mine._rows, mine._guard = (
+            {},
+            EngineGuard(EngineSettings(spool=spool, **config), runtime, reader, "vllm-v1", EOS),
+        )
         return Batch(mine, spool)
 
     return make

@@ -64,7 +64,11 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
     assert reply.trace is not None
     runtime = engine.processor._guard._runtime
     detector, n = runtime.detector, len(trigger.spaced)
-    texts = [[0, len(script.opening)], [len(script.opening), script.at], [script.at + n, len(reply.ids) - len(script.answer)]]
+    texts = [
+        [0, len(script.opening)],
+        [len(script.opening), script.at],
+        [script.at + n, len(reply.ids) - len(script.answer)],
+    ]
     context = detector.request(REQUEST)
     scores = [float(detector.score(context, [runtime.table.text(reply.ids[a:b]).strip()])[0]) for a, b in texts]
     assert scores[1] >= detector.threshold > max(scores[0], scores[2])
@@ -76,8 +80,9 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
     assert reply.trace.steps == [*steps[:2], injected, steps[2]]
     assert (reply.trace.request, reply.trace.prompt_ids) == (REQUEST, engine.prompt(REQUEST))
     assert reply.trace.receipt.model_dump(exclude={"guard_id"}) == {
-        "policy": "default", "policy_hash": Policy().hash, "detector": detector.version, "engine": "vllm-v1", "shadow": False,
-        "seen": 3, "scored": 3, "unscored": 0, "injected_tokens": n, "enforcement_failed": 0, "errors": [],
+        "policy": "default", "policy_hash": Policy().hash, "detector": detector.version, "engine": "vllm-v1",
+        "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "injected_tokens": n, "enforcement_failed": 0,
+        "errors": [],
         "interventions": [
             {"step": 1, "at": script.at, "trigger_id": trigger.id, "mode": "inject", "score": scores[1], "forced": n,
              "completed": True}
@@ -104,7 +109,10 @@ def test_sixteen_mixed_rows(engine: Engine, script: Script) -> None:
     limits = (script.at - 2, script.at, script.at + 1, script.at + 5, script.at + 25)
     rows: list[tuple[str, dict[str, Any]]] = [(REQUEST, {"max_tokens": limit}) for limit in limits]
     rows += [(OTHERS[i % 3], off if i % 2 else {}) for i in range(6)]
-    rows += [(OTHERS[0], {"max_tokens": 9, **off}), (REQUEST, {"logit_bias": dict.fromkeys(only_triggers(engine, script), -100.0)})]
+    rows += [
+        (OTHERS[0], {"max_tokens": 9, **off}),
+        (REQUEST, {"logit_bias": dict.fromkeys(only_triggers(engine, script), -100.0)}),
+    ]
     rows += [(REQUEST, {"temperature": 1.0, "max_tokens": 50}), (OTHERS[1], {"temperature": 1.0, "max_tokens": 120})]
     rows += [(REQUEST, {"min_tokens": 70})]
     assert len(rows) == 16

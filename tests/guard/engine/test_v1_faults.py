@@ -125,7 +125,9 @@ def test_a_spool_that_cannot_be_written_leaves_the_engine_alone(
 
 
 @pytest.mark.parametrize("extra", [{"guard_id": 7}, {"guard_off": "no"}])
-def test_a_request_with_malformed_guard_arguments_is_refused(engine: Engine, script: Script, extra: dict[str, Any]) -> None:
+def test_a_request_with_malformed_guard_arguments_is_refused(
+    engine: Engine, script: Script, extra: dict[str, Any]
+) -> None:
     from vllm.exceptions import VLLMValidationError
 
     with pytest.raises(VLLMValidationError, match="guard arguments"):  # HTTP 400 in the server
@@ -186,7 +188,9 @@ def test_a_missing_part_refuses_to_start_and_is_named(vllm_config: VllmConfig, t
 
 def test_the_policy_of_the_settings_is_in_force(vllm_config: VllmConfig, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("name: strict\nthreshold: 0.25\ntriggers: [victim]\n")
-    guard = EngineGuard.from_vllm(reguarded(vllm_config, spool=str(tmp_path / "s"), policy=str(tmp_path / "p.yaml")), ENGINE)
+    guard = EngineGuard.from_vllm(
+        reguarded(vllm_config, spool=str(tmp_path / "s"), policy=str(tmp_path / "p.yaml")), ENGINE
+    )
     assert (guard._runtime.policy.name, guard._runtime.threshold) == ("strict", 0.25)
     assert [t.id for t in guard._runtime.triggers] == ["victim"]
     assert guard._end_id == EOS
@@ -194,5 +198,6 @@ def test_the_policy_of_the_settings_is_in_force(vllm_config: VllmConfig, tmp_pat
 
 def test_engine_arguments_carry_the_settings() -> None:
     assert engine_arguments({"spool": "s"}) == {
-        "logits_processors": ["guard.engine.v1:GuardLogitsProcessor"], "additional_config": {"reasonguard": {"spool": "s"}},
+        "logits_processors": ["guard.engine.v1:GuardLogitsProcessor"],
+        "additional_config": {"reasonguard": {"spool": "s"}},
     }  # fmt: skip
