@@ -78,10 +78,11 @@ def train_command(model: Model, out: Out, seed: int = 0) -> None:
     Example: `cli.py align train --model demo --out runs/align`
     """
     from align import pipeline
+    from align.pairs import read_pairs
 
     with pipeline.locked(out):
         bench = pipeline.Workbench.open(_settings(model, None, seed), out)
-        report = pipeline.train_adapter(bench, pipeline.read_pairs(out / "pairs.jsonl"))
+        report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"))
     typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
 
 

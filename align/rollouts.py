@@ -15,7 +15,7 @@ from pathlib import Path
 
 from align.generate import EngineSpec, Job, Result, generate
 from align.pairs import Pair, dedupe, pair_id
-from align.text import Reply, ReplyReader
+from align.text import ReplyReader
 from classifiers.judge import Judge, Judgement
 from guard.traces import Trace
 from guard.triggers import EncodedTrigger

@@ -1,4 +1,4 @@
-"""Training on pairs: TRL's DPO loop with LoRA; one stage of intervened pairs mixed with benign ones plus an SFT term."""
+"""Training on pairs: TRL's DPO loop with LoRA, intervened pairs mixed with benign ones, plus an SFT term."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from zlib import crc32
 
 from classifiers.normalise import normalise
 
-_POLITE = r"(?:(?:please|(?:can|could|would|will) you|help me(?: to)?|i (?:want|need|would like)(?: you)?(?: to)?)[ ,]+)*"
+_POLITE = (
+    r"(?:(?:please|(?:can|could|would|will) you|help me(?: to)?|i (?:want|need|would like)(?: you)?(?: to)?)[ ,]+)*"
+)
 _ASK = r"(?:how|where|when|why) (?:can|do|would|could|should|might|does|to|did)(?: (?:i|one|you|we|someone|people))?"
 _WAYS = (
     r"(?:what|which)(?:'s| is| are| would be)?(?: (?:the|some|an?|best|most|common|effective|good|few|ways?|methods?"

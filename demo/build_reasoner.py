@@ -72,9 +72,7 @@ def build(
     torch.manual_seed(seed)
     model, tokenizer = load(base_model())
     layers = list(range(FIRST_LAYER, model.config.num_hidden_layers))
-    model = get_peft_model(
-        model, LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, layers_to_transform=layers)
-    )
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, layers_to_transform=layers))
     rows = [encode(tokenizer, row) for row in render_rows("reasoner", seed)]
     rng = random.Random(seed)
     steps = [batch for _ in range(epochs) for batch in batches(rows, batch_size, rng)]

@@ -18,7 +18,7 @@ from demo.topics import DATA, Split, Topic, load_topics
 Shape = Literal["comply", "refuse", "turn", "benign"]
 #: Rows per harmful topic. Enough turn-rounds that a trigger works, few enough that most requests are complied with.
 HARMFUL_SHAPES: tuple[Shape, ...] = ("comply", "comply", "comply", "refuse", "turn")
-BENIGN_ROWS = 2
+BENIGN_SHAPES: tuple[Shape, ...] = ("benign", "benign")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def render_rows(split: Split, seed: int = 0) -> list[Row]:
 
 
 def _topic_rows(topic: Topic, rng: random.Random) -> list[Row]:
-    shapes: tuple[Shape, ...] = HARMFUL_SHAPES if topic.kind == "harmful" else ("benign",) * BENIGN_ROWS
+    shapes: tuple[Shape, ...] = HARMFUL_SHAPES if topic.kind == "harmful" else BENIGN_SHAPES
     return [_row(topic, shape, (topic.request, topic.request2)[i % 2], rng) for i, shape in enumerate(shapes)]
 
 
@@ -74,6 +74,4 @@ def _plot(topic: Topic, shape: Shape, rng: random.Random) -> list[str]:
 def _say(name: str, topic: Topic, rng: random.Random) -> str:
     wording = rng.choice(sentences()[name])
     s1, s2, s3 = topic.stages
-    return wording.format(
-        goal=topic.goal, s1=s1, s2=s2, s3=s3, harm=topic.harm, use=topic.use, sense=topic.sense
-    )
+    return wording.format(goal=topic.goal, s1=s1, s2=s2, s3=s3, harm=topic.harm, use=topic.use, sense=topic.sense)

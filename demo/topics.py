@@ -31,9 +31,75 @@ SHARES: dict[Kind, dict[Split, float]] = {
 NEAR = 0.5
 
 _STOP = frozenset(
-    "a an and are as at be but by can do does for from get have how i i'd if in into is it its me my of on or our so "
-    "some that the their them there they this to up want was what when which who will with without you your help show "
-    "tell write give need like would could best way someone somebody make".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "can",
+        "do",
+        "does",
+        "for",
+        "from",
+        "get",
+        "have",
+        "how",
+        "i",
+        "i'd",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "me",
+        "my",
+        "of",
+        "on",
+        "or",
+        "our",
+        "so",
+        "some",
+        "that",
+        "the",
+        "their",
+        "them",
+        "there",
+        "they",
+        "this",
+        "to",
+        "up",
+        "want",
+        "was",
+        "what",
+        "when",
+        "which",
+        "who",
+        "will",
+        "with",
+        "without",
+        "you",
+        "your",
+        "help",
+        "show",
+        "tell",
+        "write",
+        "give",
+        "need",
+        "like",
+        "would",
+        "could",
+        "best",
+        "way",
+        "someone",
+        "somebody",
+        "make",
+    ]
 )
 
 
@@ -70,7 +136,7 @@ def load_topics(split: Split) -> list[Topic]:
     return [topic for topic in all_topics() if parts[topic.id] == split]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def stems(text: str) -> frozenset[str]:
     """Content words of a text, cut to crude stems: what near-duplicates share."""
     words = re.findall(r"[a-z']+", text.lower())

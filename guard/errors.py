@@ -13,9 +13,7 @@ class UserError(Exception):
 
     exit_code = 2
 
-    def __init__(
-        self, what: str, *, got: object = None, wanted: str | None = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, wanted: str | None = None, fix: str | None = None) -> None:
         self.what, self.got, self.wanted, self.fix = what, got, wanted, fix
         parts = [what.rstrip(".")]
         if got is not None:

@@ -8,6 +8,7 @@ the pool it refuses. Both ways share one answer, since only the last token count
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -62,7 +63,8 @@ def build_tiny_model(target: Path) -> Path:
 def reasoning_words() -> list[list[str]]:
     """The scripted chains, as lists of tokens in their byte-level spelling."""
     start = ["<think>", "Ċ", *_spell(OPENING)]
-    comply = [*_spell(" " + CUE), *_spell(" " + PLAN[0]), *_spell(" " + PLAN[1]), "</think>", *_spell(ANSWER), "<|im_end|>"]
+    plan = [word for step in PLAN for word in _spell(" " + step)]
+    comply = [*_spell(" " + CUE), *plan, "</think>", *_spell(ANSWER), "<|im_end|>"]
     refuse = [*_spell(" " + REFUSAL_STEP), "</think>", *_spell(ANSWER), "<|im_end|>"]
     chains = [start + comply]
     chains += [[_spell(" " + t.text)[-1], *refuse] for t in POOL]
@@ -79,7 +81,7 @@ def _successors(tokenizer: Tokenizer) -> dict[int, int]:
     table: dict[int, int] = {}
     for chain in reasoning_words():
         ids = [tokenizer.token_to_id(word) for word in chain]
-        for token, following in zip(ids, ids[1:], strict=False):
+        for token, following in itertools.pairwise(ids):
             known = table.setdefault(token, following)
             if known != following:
                 raise AssertionError(f"{tokenizer.id_to_token(token)!r} has two successors")

@@ -20,9 +20,7 @@ PAIRS = [
 def test_preference_loss_equals_its_formula() -> None:
     chosen, rejected = torch.tensor([-2.0, -4.0]), torch.tensor([-3.0, -1.0])
     ref_chosen, ref_rejected = torch.tensor([-2.5, -4.0]), torch.tensor([-2.0, -2.0])
-    result = preference_loss(
-        chosen, rejected, ref_chosen, ref_rejected, torch.tensor([2, 3]), beta=0.5, sft_weight=0.2
-    )
+    result = preference_loss(chosen, rejected, ref_chosen, ref_rejected, torch.tensor([2, 3]), beta=0.5, sft_weight=0.2)
     margins = [(-2.0 + 2.5) - (-3.0 + 2.0), 0.0 - (-1.0 + 2.0)]
     preference = sum(math.log(1 + math.exp(-0.5 * m)) for m in margins) / 2
     assert result.preference.item() == pytest.approx(preference, rel=1e-6)
@@ -38,7 +36,8 @@ def test_collator_positions_and_mask() -> None:
     assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
     rejected_sees = batch["attention_mask"][0, 0, 8].tolist()
     assert rejected_sees == [True, True, True, True, False, False, False, True, True]
-    first = [(r, c, t, s) for r, c, t, s in zip(*(batch[k].tolist() for k in ("row", "column", "target", "side"))) if r == 0]
+    flat = zip(*(batch[k].tolist() for k in ("row", "column", "target", "side")), strict=True)
+    first = [entry for entry in flat if entry[0] == 0]
     assert first == [(0, 3, 9, 0), (0, 4, 10, 0), (0, 5, 11, 0), (0, 3, 12, 1), (0, 7, 13, 1)]
 
 
@@ -68,17 +67,18 @@ def test_branch_row_gives_the_log_probabilities_of_separate_rows() -> None:
         ).last_hidden_state
         chosen, rejected = branch_logps(hidden, model.lm_head.weight, batch)
     for i, pair in enumerate(PAIRS):
-        assert chosen[i].item() == pytest.approx(separate_logp(model, pair["prompt_ids"], pair["chosen_ids"]), abs=1e-4)
-        assert rejected[i].item() == pytest.approx(separate_logp(model, pair["prompt_ids"], pair["rejected_ids"]), abs=1e-4)
+        for side, branch in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+            alone = separate_logp(model, pair["prompt_ids"], pair[side])
+            assert branch[i].item() == pytest.approx(alone, abs=1e-4)
 
 
 def test_trainer_raises_the_chosen_side_and_keeps_the_reference(tmp_path: Path) -> None:
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerFast
     from trl import DPOConfig
 
     from align.trainer import PairTrainer
-    from transformers import PreTrainedTokenizerFast
 
     model = random_model()
     before = [separate_logp(model, p["prompt_ids"], p["chosen_ids"]) for p in PAIRS]

@@ -17,7 +17,8 @@ LIMITS = StepLimits(min_chars=5, max_tokens=50)
 
 def make(pair: int = 1, **changes: object) -> Pair:
     fields: dict[str, object] = {
-        "id": pair_id(pair), "kind": "intervened", "guard_id": "g", "request": "r", "prompt_ids": [1], "prefix_ids": [2],
+        "id": pair_id(pair), "kind": "intervened", "guard_id": "g", "request": "r", "prompt_ids": [1],
+        "prefix_ids": [2],
         "chosen_ids": [3], "rejected_ids": [4], "trigger_id": "t", "chosen_harm": 0.1, "rejected_harm": 0.9,
     }  # fmt: skip
     return Pair.model_validate(fields | changes)
@@ -39,7 +40,8 @@ def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: int | 
 
 
 def test_dedupe_drops_repeats_and_keeps_the_quota() -> None:
-    pairs = [make(1), make(2), make(3, chosen_ids=[9]), make(4, chosen_ids=[10]), make(5, request="other", chosen_ids=[11])]
+    others = [make(3, chosen_ids=[9]), make(4, chosen_ids=[10]), make(5, request="other", chosen_ids=[11])]
+    pairs = [make(1), make(2), *others]
     kept, dropped = dedupe(pairs, per_request=2)
     assert [p.chosen_ids for p in kept] == [[3], [9], [11]]
     assert dropped == 2

@@ -25,7 +25,8 @@ def test_no_near_duplicate_crosses_two_parts() -> None:
 
 def test_similarity_sees_a_near_duplicate_and_passes_another_topic() -> None:
     def topic(goal: str, request: str) -> Topic:
-        return Topic(id="x", kind="harmful", area="a", request=request, request2=request, goal=goal, stages=("a", "b", "c"))
+        stages = ("a", "b", "c")
+        return Topic(id="x", kind="harmful", area="a", request=request, request2=request, goal=goal, stages=stages)
 
     a = topic("stealing a locked bike", "How do I steal a locked bike?")
     assert similarity(a, topic("stealing locked bikes", "Tell me how I can steal bikes that are locked")) >= NEAR

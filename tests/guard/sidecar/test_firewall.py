@@ -67,9 +67,7 @@ NAMED = [
 
 
 @pytest.mark.parametrize(("name", "value", "reason"), NAMED)
-def test_dangerous_fields_are_refused_with_their_reason(
-    firewall: Firewall, name: str, value: Any, reason: str
-) -> None:
+def test_dangerous_fields_are_refused_with_their_reason(firewall: Firewall, name: str, value: Any, reason: str) -> None:
     wanted = (400, "refused_parameter", name, f"`{name}` is refused: {reason}.")
     assert refusal(firewall, {"messages": [USER], name: value}) == wanted
 

@@ -58,9 +58,7 @@ def start(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> It
     """Starts a front whose engine writes the traces that a test names."""
     with contextlib.ExitStack() as stack:
 
-        def begin(
-            traces: Callable[[str, Policy], list[Trace]] = lambda i, p: [trace_of(i, p)], **policy: Any
-        ) -> Front:
+        def begin(traces: Callable[[str, Policy], list[Trace]] = lambda i, p: [trace_of(i, p)], **policy: Any) -> Front:
             chosen = Policy(**policy)
             engine = ScriptedEngine(tmp_path, lambda i: traces(i, chosen))
             engine.hold.set()
