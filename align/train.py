@@ -18,20 +18,24 @@ from guard.steps import StepLimits, TokenTable
 
 
 class TrainSettings(BaseModel):
-    """Hyper-parameters. The paper states none but the SFT weight; these were chosen on the `align` topics."""
+    """Hyper-parameters. The paper states none but the SFT weight (0.2, in its second stage).
+
+    Chosen on training logs: after 2 epochs at 2e-4 with SFT weight 0.5 the chosen trigger's own log-probability had
+    risen from -34 to -28 only, so the margin came from pushing the cue down (docs/design/0004).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     scope: Scope = Scope()
     beta: float = 0.1
-    sft_weight: float = 0.5
-    learning_rate: float = 2e-4
-    epochs: float = 2.0
+    sft_weight: float = 1.0
+    learning_rate: float = 3e-4
+    epochs: float = 4.0
     batch_size: int = 8
     rank: int = 16
     first_layer: int | None = None
     """LoRA from this layer on; None: a third of the depth, which saves backward work."""
-    benign_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    benign_share: float = Field(default=0.4, ge=0.0, le=1.0)
     """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
     max_pairs: int = 240
     seed: int = 0
