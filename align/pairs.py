@@ -60,7 +60,7 @@ def cut(ids: list[int], scope: Scope, table: TokenTable, limits: StepLimits) -> 
     splitter = StepSplitter(table, limits)
     left = scope.steps
     for index, token in enumerate(ids):
-        special = 0 <= token < len(table.bytes_of) and not table.bytes_of[token]
+        special = token in table.markers
         if special or splitter.push(token, index) is not None:
             left -= 1
         if special or left == 0:

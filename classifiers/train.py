@@ -112,17 +112,19 @@ def train_detector(data: Data, out: Path, config: TrainConfig, say: Progress = l
         threshold=threshold,
         training_data=data_hash([*data.steps, *data.requests]),
         metrics=metrics,
-        training={
-            "seed": config.seed,
-            "threshold_rule": f"lowest at which {config.fpr_alarming:g} of alarming and {config.fpr:g} of other benign "
-            "traces (demo traces of 3 to 6 steps and other steps in eights, both sources alike) hold a flagged step; "
-            "cross-fitted by topic",
-            "traces": len(traces),
-            "rows": len(data.steps),
-            "measured_without": len(data.steps) - len(learn),
-            **describe(data.requests),
-        },
+        training=_told(data, config) | {"traces": len(traces), "measured_without": len(data.steps) - len(learn)},
     )
+
+
+def _told(data: Data, config: TrainConfig) -> dict[str, str | int | float]:
+    return {
+        "seed": config.seed,
+        "threshold_rule": f"lowest at which {config.fpr_alarming:g} of alarming and {config.fpr:g} of other benign "
+        "traces (demo traces of 3 to 6 steps and other steps in eights, both sources alike) hold a flagged step; "
+        "cross-fitted by topic",
+        "rows": len(data.steps),
+        **describe(data.requests),
+    }
 
 
 def fit_heads(data: Data, config: TrainConfig) -> Heads:

@@ -10,8 +10,10 @@ from align.pairs import Pair, Scope, cut, dedupe, pair_id, read_pairs, write_pai
 from guard.errors import UserError
 from guard.steps import StepLimits, TokenTable
 
-# 0 is special; 1..: "Wait, this hurts people." in two tokens, "So I refuse." in one, " and then nothing" without end
-TABLE = TokenTable([b"", b" Wait, this hurts", b" people.", b" So I have to refuse.", b" and then nothing more"])
+# 0 is a delimiter; 1..: "Wait, this hurts people." in two tokens, "So I refuse." in one, " and then nothing" without end
+TABLE = TokenTable(
+    [b"", b" Wait, this hurts", b" people.", b" So I have to refuse.", b" and then nothing more"], frozenset([0])
+)
 LIMITS = StepLimits(min_chars=5, max_tokens=50)
 
 

@@ -41,7 +41,8 @@ class Failing(Detector):
     def score(self, ctx: RequestContext, steps: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise ValueError("no score")
-        return np.full(len(steps), np.nan, np.float32)
+        # Without a context a step must stay unscored, so a score of 0 here would show.
+        return np.full(len(steps), 0.0 if self._fault == "request" else np.nan, np.float32)
 
 
 ERRORS = {"request": "request: MemoryError: no context", "raises": "detector: ValueError: no score", "nan": None}

@@ -77,6 +77,8 @@ class Faulty(kit.WordDetector):
     def score(self, ctx: RequestContext, steps: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise RuntimeError("no score")
+        if self._fault == "request":
+            return super().score(ctx, steps)  # must not be asked without a context
         return np.array([], np.float32) if self._fault == "empty" else np.full(len(steps), np.nan, np.float32)
 
 
@@ -104,12 +106,15 @@ def test_a_faulty_detector_leaves_steps_unscored(batch: Make, fault: str, fail_m
 
 def test_a_spool_that_fails_is_logged_and_not_raised(batch: Make, caplog: pytest.LogCaptureFixture) -> None:
     it = batch(ONE)
-    it.update(added={0: ({"guard_id": "x"}, list(CUE))})
+    it.update(added={0: ({"guard_id": "x"}, list(CUE)), 1: ({"guard_id": "y"}, list(CUE))})
     it.forced()
     it.spool.rmdir()
     with caplog.at_level(logging.ERROR, "guard"):
         it.update(removed=(0,))
-    assert "trace x was not written" in caplog.text
+        it.processor._guard._spool = None  # a bug of our own, no OSError
+        it.update(removed=(1,))
+    assert "trace x was not written: [Errno 2]" in caplog.text
+    assert "trace y was not written: 'NoneType' object has no attribute" in caplog.text
 
 
 def test_a_probe_is_no_proof_when_the_detector_fails(batch: Make) -> None:
