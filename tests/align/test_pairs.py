@@ -10,7 +10,7 @@ from align.pairs import Pair, Scope, cut, dedupe, pair_id, read_pairs, write_pai
 from guard.errors import UserError
 from guard.steps import StepLimits, TokenTable
 
-# 0 is a delimiter; 1..: "Wait, this hurts people." in two tokens, "So I refuse." in one, " and then nothing" without end
+# 0 is a delimiter; 1..: "Wait, this hurts people." in two tokens, "So I have to refuse." in one, then no end
 TABLE = TokenTable(
     [b"", b" Wait, this hurts", b" people.", b" So I have to refuse.", b" and then nothing more"], frozenset([0])
 )
