@@ -118,6 +118,7 @@ def _worker(spec: EngineSpec, jobs_file: Path, out: Path, what: str) -> None:
     jobs = [Job.model_validate_json(line) for line in jobs_file.read_text(encoding="utf-8").splitlines()]
     with console.status(f"{what}: starting vLLM"):
         llm = _engine(spec)
+    _end_torn_line(out)
     with Progress(console=console) as bar, out.open("a", encoding="utf-8") as sink:
         task = bar.add_task(what, total=len(jobs))
         for chunk in _chunks(jobs):
@@ -128,6 +129,13 @@ def _worker(spec: EngineSpec, jobs_file: Path, out: Path, what: str) -> None:
     if spec.guard is not None:
         # The last requests' traces are written when their rows leave the batch: one more step clears it.
         _sample(llm, [Job(id="flush", prompt_ids=jobs[-1].prompt_ids, max_tokens=1)], guarded=True)
+
+
+def _end_torn_line(path: Path) -> None:
+    """A killed writer leaves half a line; what is appended next must not be glued to it."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as sink:
+            sink.write(b"\n")
 
 
 def _engine(spec: EngineSpec) -> Any:
