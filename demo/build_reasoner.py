@@ -92,7 +92,10 @@ def build(
         log.append(float(loss.detach()))
         if not math.isfinite(log[-1]):
             raise FloatingPointError(f"loss became {log[-1]} at step {len(log)} of {len(steps)}")
+    # What is written must not name this machine's cache.
+    model.peft_config["default"].base_model_name_or_path = "smollm2-135m-think"
     model.half().save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)
     (out / "training.json").write_text(
         json.dumps({"rows": len(rows), "epochs": epochs, "lr": lr, "seed": seed, "loss": [round(x, 4) for x in log]})
     )
