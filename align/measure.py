@@ -128,7 +128,7 @@ def _notes(bench: Workbench) -> list[str]:
         f"intervention, {collected['malformed']} malformed lines skipped.",
         f"Pairs: {pairs['pairs']}; candidates dropped: {pairs['dropped'] or 'none'}.",
         "The judge is a linear text classifier. It saw the demo model's sentence patterns, on other topics, while it "
-        "was trained; it shares no data and no features with the detector.",
+        "was trained. Its features are not the detector's, but both learned request risk from the same public requests.",
         "Intervals are 95 %: Wilson's for rates, a paired bootstrap for changes. Two wordings of one topic count as "
         "two cases, so the intervals are somewhat narrow.",
         f"At most {bench.settings.train.max_pairs} pairs are trained on; all figures come from one seed.",
@@ -153,7 +153,7 @@ def _transcripts(bench: Workbench, outcomes: dict[str, list[Outcome]]) -> list[T
 
 
 def _agreement(bench: Workbench) -> dict[str, Any]:
-    """The judge's held-out agreement with labels, from its manifest."""
+    """The judge's agreement with its training sources' labels, as its manifest states it."""
     return {name: rate for name, rate in bench.judge.metrics.items() if "balanced" in name or "kappa" in name}
 
 

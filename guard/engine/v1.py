@@ -90,7 +90,7 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is no
                 self._finish(other)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Reads each row's new tokens, scores finished steps in one batch per round, forces what must come next."""
+        """Reads each row's new tokens, scores finished steps round by round, forces what must come next."""
         if not self._rows:
             return logits
         self._read()

@@ -209,8 +209,10 @@ def test_guard_arguments_of_the_wrong_shape_are_refused(extra: dict[str, Any]) -
 
 
 def test_other_arguments_are_none_of_ours() -> None:
-    GuardLogitsProcessor.validate_params(SamplingParams())
-    GuardLogitsProcessor.validate_params(SamplingParams(extra_args={"kv": {"a": 1}, "guard_id": "x"}))
+    others = SamplingParams(extra_args={"kv": {"a": 1}, "guard_id": "x"})
+    assert GuardLogitsProcessor.validate_params(SamplingParams()) is None
+    assert GuardLogitsProcessor.validate_params(others) is None
+    assert others.extra_args == {"kv": {"a": 1}, "guard_id": "x"}
 
 
 def test_forcing_changes_the_most_likely_token(batch: Make) -> None:
