@@ -128,7 +128,7 @@ def _notes(bench: Workbench) -> list[str]:
         f"intervention, {collected['malformed']} malformed lines skipped.",
         f"Pairs: {pairs['pairs']}; candidates dropped: {pairs['dropped'] or 'none'}.",
         "The judge is a linear text classifier. It saw the demo model's sentence patterns, on other topics, while it "
-        "was trained. Its features are not the detector's, but both learned request risk from the same public requests.",
+        "was trained. Its features are not the detector's, but both learned risk from the same public requests.",
         "Intervals are 95 %: Wilson's for rates, a paired bootstrap for changes. Two wordings of one topic count as "
         "two cases, so the intervals are somewhat narrow.",
         f"At most {bench.settings.train.max_pairs} pairs are trained on; all figures come from one seed.",
