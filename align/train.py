@@ -20,8 +20,9 @@ from guard.steps import StepLimits, TokenTable
 class TrainSettings(BaseModel):
     """Hyper-parameters. The paper states none but the SFT weight (0.2, in its second stage).
 
-    Changed once, after a first report had been seen, for a reason in the training log: after 2 epochs at 2e-4 with SFT weight 0.5 the chosen trigger's own log-probability had
-    risen from -34 to -28 only, so the margin came from pushing the cue down (docs/design/0004).
+    Changed once, after a first report had been seen, for a reason in the training log: after 2 epochs at 2e-4 with SFT
+    weight 0.5 the chosen trigger's own log-probability had risen from -34 to -28 only, so the margin came from pushing
+    the cue down (docs/design/0004).
     """
 
     model_config = ConfigDict(extra="forbid")
