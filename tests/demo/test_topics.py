@@ -53,7 +53,8 @@ def test_rows_are_seeded_and_have_the_shapes_of_their_kind() -> None:
     assert rows == render_rows("reasoner", seed=5)
     assert rows != render_rows("reasoner", seed=6)
     assert {r.shape for r in rows if r.kind == "harmful"} == {"comply", "refuse", "turn"}
-    assert {r.shape for r in rows if r.kind != "harmful"} == {"benign"}
+    assert {r.shape for r in rows if r.kind == "alarming"} == {"benign", "recover"}
+    assert {r.shape for r in rows if r.kind == "benign"} == {"benign"}
     assert not any("{" in r.reasoning + r.answer for r in rows)
 
 
