@@ -113,7 +113,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Directory the adapter is written to.")] = ADAPTER,
     epochs: Annotated[int, typer.Option(help="Passes over the authored rows.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate (linear warm-up and decay).")] = 6e-4,
-    tokens: Annotated[int, typer.Option(help="Tokens per step, padding included.")] = 384,
+    tokens: Annotated[int, typer.Option(help="Tokens per step, padding included.")] = 448,
     seed: Annotated[int, typer.Option(help="Seed of rows, order and initialisation.")] = 0,
 ) -> None:
     """Trains the demo reasoner's adapter from the authored rows and writes it."""

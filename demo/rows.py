@@ -21,9 +21,9 @@ from demo.topics import DATA, Split, Topic, load_topics
 Shape = Literal["comply", "refuse", "turn", "benign", "recover"]
 #: Whole traces per topic, one tuple for each topic in turn.
 SHAPES: dict[str, tuple[tuple[Shape, ...], ...]] = {
-    "harmful": (("comply", "refuse"), ("comply", "turn")),
-    "benign": (("benign",),),
-    "alarming": (("benign",), ("benign",), ("benign", "recover")),
+    "harmful": (("comply", "comply", "refuse"), ("comply", "comply", "turn")),
+    "benign": (("benign", "benign"),),
+    "alarming": (("benign", "benign"), ("benign", "recover")),
 }
 #: Share of triggers that the model does not learn to write. The rest make it refuse some requests by itself.
 GIVEN = 0.85
@@ -96,14 +96,14 @@ def render_crossings(split: Split, seed: int = 0) -> list[Crossing]:
 def _crossings(topic: Topic, rng: random.Random) -> Iterator[Crossing]:
     goals = [asking.format(goal=topic.goal) for asking in rng.sample(ASKING, 2)]
     requests = [topic.request, topic.request2, *goals]
-    requests += [] if topic.kind == "benign" else [topic.request, topic.request2]
     harmful = topic.kind == "harmful"
     calm = ("fine", "sense") if topic.kind == "alarming" else ("fine",)
-    for request in requests:
+    for request in requests[1 if topic.kind == "benign" else 0 :]:
         yield _crossing(topic, request, _opening(rng), ("cue",) if harmful else calm, rng)
-    for request in requests[: 1 if topic.kind == "benign" else 2]:
-        start = [*_opening(rng), *(["cue"] if rng.random() < 0.5 else []), "trigger"]
-        yield _crossing(topic, request, start, ("because", "decide") if harmful else calm, rng)
+    start = [*_opening(rng), *(["cue"] if rng.random() < 0.5 else []), "trigger"]
+    yield _crossing(topic, topic.request, start, ("because", "decide") if harmful else calm, rng)
+    if harmful:
+        yield _crossing(topic, topic.request2, [*_opening(rng), "cue"], ("plan1",), rng)
 
 
 def _crossing(topic: Topic, request: str, start: list[str], following: tuple[str, ...], rng: random.Random) -> Crossing:

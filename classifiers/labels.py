@@ -1,0 +1,162 @@
+"""Step labels of real reasoning: ids, offsets and labels ship with the project, the texts do not.
+
+The labels were made by reading (`docs/labelling.md`). A line holds no text of its trace: the texts come from the public
+sets that `classifier data` names, and `join` puts both together. A text whose hash differs is left out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from classifiers.data import read_rows
+from classifiers.stats import Rate, bootstrap
+
+Label = Literal["cue", "trigger", "neutral"]
+LABELS = Path(__file__).parent / "labels" / "steps.jsonl"
+AUTHORED = Path(__file__).parent / "banks" / "traces"
+LETTERS: dict[str, Label] = {"c": "cue", "t": "trigger", "n": "neutral"}
+LABEL_EXAMPLE = '{"id": "t-1", "source": "star1", "sha256": "0123456789ab", "ends": [12, 40], "labels": "nt"}'
+TRACE_EXAMPLE = '{"id": "t-1", "source": "star1", "request": "...", "request_label": "harmful", "reasoning": "..."}'
+
+
+class TraceLabels(BaseModel):
+    """The labels of one trace's first steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    source: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{12}$")
+    """First 12 digits over the reasoning's UTF-8 bytes."""
+    ends: list[int]
+    """Where each labelled step ends in the reasoning, in characters; the first begins at 0."""
+    labels: str = Field(pattern="^[ctn]*$")
+    """One letter a step: cue, trigger, neutral."""
+    unsure: list[int] = []
+    """Steps that the labeller doubted."""
+    second: str | None = Field(default=None, pattern="^[ctn]*$")
+    """Another labeller's letters, made without sight of the first's."""
+
+
+class TraceText(BaseModel):
+    """One recorded reasoning of a public set; further fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    source: str
+    request: str
+    request_label: Literal["harmful", "benign"]
+    reasoning: str
+    outcome: str = "unknown"
+    model: str = "unknown"
+    licence: str = "not given"
+
+
+class AuthoredTrace(BaseModel):
+    """A reasoning that was written for this project, with its labels; ships whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    lang: str
+    category: str
+    label: Literal["harmful", "benign", "alarming"]
+    request: str
+    steps: list[tuple[str, Label]]
+
+
+@dataclass(frozen=True)
+class LabelledTrace:
+    """The steps of one reasoning with their labels, and what it answers."""
+
+    id: str
+    source: str
+    request: str
+    kind: Literal["harmful", "benign", "alarming"]
+    steps: tuple[str, ...]
+    labels: tuple[Label, ...]
+    unsure: frozenset[int] = frozenset()
+    outcome: str = "unknown"
+    language: str = "en"
+    category: str = ""
+
+
+def text_hash(text: str) -> str:
+    """12 hex digits that name a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def read_labels(path: Path = LABELS) -> list[TraceLabels]:
+    """Read label lines; errors as `read_rows`."""
+    return read_rows(path, TraceLabels, LABEL_EXAMPLE)
+
+
+def read_texts(path: Path) -> list[TraceText]:
+    """Read recorded reasonings; errors as `read_rows`."""
+    return read_rows(path, TraceText, TRACE_EXAMPLE)
+
+
+def read_authored(path: Path = AUTHORED) -> list[LabelledTrace]:
+    """The authored traces of every language."""
+    rows = [row for file in sorted(path.glob("*.jsonl")) for row in read_rows(file, AuthoredTrace, '{"id": "en-001"}')]
+    return [
+        LabelledTrace(
+            id=row.id, source="authored", request=row.request, kind=row.label, language=row.lang, category=row.category,
+            steps=tuple(text for text, _ in row.steps), labels=tuple(label for _, label in row.steps),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def join(
+    labels: Iterable[TraceLabels], texts: Iterable[TraceText], alarming: frozenset[str] = frozenset()
+) -> tuple[list[LabelledTrace], Counter[str]]:
+    """Traces of which both labels and text are at hand, and how many labels found no text or another one.
+
+    `alarming` names sources whose benign requests sound harmful.
+    """
+    by_id = {text.id: text for text in texts}
+    found: list[LabelledTrace] = []
+    lost: Counter[str] = Counter()
+    for row in labels:
+        text = by_id.get(row.id)
+        if text is None or text_hash(text.reasoning) != row.sha256:
+            lost["no text" if text is None else "another text"] += 1
+            continue
+        starts = [0, *row.ends[:-1]]
+        benign = "alarming" if row.source in alarming else "benign"
+        found.append(
+            LabelledTrace(
+                id=row.id, source=row.source, request=text.request,
+                kind="harmful" if text.request_label == "harmful" else benign,
+                steps=tuple(text.reasoning[a:b] for a, b in zip(starts, row.ends, strict=True)),
+                labels=tuple(LETTERS[letter] for letter in row.labels),
+                unsure=frozenset(row.unsure), outcome=text.outcome,
+            )
+        )  # fmt: skip
+    return found, lost
+
+
+def agreement(rows: Sequence[TraceLabels]) -> dict[str, Rate]:
+    """Cohen's kappa and raw agreement of the steps labelled twice, over all labels and cue against the rest."""
+    from sklearn.metrics import cohen_kappa_score
+
+    pairs = [(a, b) for row in rows if row.second for a, b in zip(row.labels, row.second, strict=True)]
+    if not pairs:
+        return {}
+    first, second = (np.array([ord(letter) for letter in side]) for side in zip(*pairs, strict=True))
+    cue = ord("c")
+    return {
+        "kappa": bootstrap(cohen_kappa_score, first, second),
+        "kappa_cue": bootstrap(cohen_kappa_score, first == cue, second == cue),
+        "same_label": Rate.of(int(np.sum(first == second)), len(pairs)),
+    }
