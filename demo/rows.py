@@ -1,7 +1,7 @@
 """Short authored traces: what the demo reasoner is taught to think and say.
 
-Per harmful topic, as the paper describes large reasoning models, traces that hold a compliance cue and go along with it,
-some that refuse at once, some that turn round after a cue because a safety trigger comes. A benign topic is simply
+Per harmful topic, as the paper describes large reasoning models, traces that hold a compliance cue and go along with
+it, some that refuse at once, some that turn round after a cue because a safety trigger comes. A benign topic is simply
 answered; a trigger there is thought over and the topic still answered (`recover`). Most triggers are `given`: the model
 learns what follows one, not to write one, so it refuses after a trigger and goes along where nobody gives it one.
 Sentences come from `demo/data/sentences.json`; none of them holds know-how.
@@ -21,7 +21,7 @@ from demo.topics import DATA, Split, Topic, load_topics
 Shape = Literal["comply", "refuse", "turn", "benign", "recover"]
 #: Whole traces per topic, one tuple for each topic in turn.
 SHAPES: dict[str, tuple[tuple[Shape, ...], ...]] = {
-    "harmful": (("comply", "comply", "refuse"), ("comply", "comply", "turn")),
+    "harmful": (("comply", "refuse", "turn"),),
     "benign": (("benign", "benign"),),
     "alarming": (("benign", "benign"), ("benign", "recover")),
 }
@@ -100,8 +100,9 @@ def _crossings(topic: Topic, rng: random.Random) -> Iterator[Crossing]:
     calm = ("fine", "sense") if topic.kind == "alarming" else ("fine",)
     for request in requests[1 if topic.kind == "benign" else 0 :]:
         yield _crossing(topic, request, _opening(rng), ("cue",) if harmful else calm, rng)
-    start = [*_opening(rng), *(["cue"] if rng.random() < 0.5 else []), "trigger"]
-    yield _crossing(topic, topic.request, start, ("because", "decide") if harmful else calm, rng)
+    for request in requests[: 2 if harmful else 1]:
+        start = [*_opening(rng), *(["cue"] if rng.random() < 0.5 else []), "trigger"]
+        yield _crossing(topic, request, start, ("because", "decide") if harmful else calm, rng)
     if harmful:
         yield _crossing(topic, topic.request2, [*_opening(rng), "cue"], ("plan1",), rng)
 
