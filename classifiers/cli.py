@@ -1,4 +1,4 @@
-"""Commands of the classifiers: train, score, judge, judge-train, agreement."""
+"""Commands of the classifiers: train, score, judge, judge-train, agreement, labels."""
 
 from __future__ import annotations
 
@@ -207,6 +207,45 @@ def agreement(
                     table.add_column(column.replace("_", " "))
             table.add_row(name, str(len(part)), str(sum(row.harmful for row in part)), *map(_cell, figures.values()))
     Console().print(table)
+
+
+@app.command()
+def labels(
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help='Recorded reasonings to join, JSONL: {"id", "source", "request", "request_label", "reasoning"}.'
+        ),
+    ] = None,
+) -> None:
+    """Show the shipped step labels: how many of each kind, from where, and how far two labellers agree.
+
+    The texts of public traces do not ship; with --texts the command says which labels find theirs.
+    Example: cli.py classifier labels --texts traces.jsonl
+    """
+    from classifiers import labels as store
+
+    rows, written = store.read_labels(), store.read_authored()
+    table = Table(title="Labelled steps")
+    for column in ("source", "traces", *store.LETTERS.values(), "unsure"):
+        table.add_column(column)
+    for source in sorted({row.source for row in rows}):
+        mine = [row for row in rows if row.source == source]
+        counts = [sum(row.labels.count(letter) for row in mine) for letter in store.LETTERS]
+        table.add_row(source, str(len(mine)), *map(str, counts), str(sum(len(row.unsure) for row in mine)))
+    for language in sorted({trace.language for trace in written}):
+        traces = [trace for trace in written if trace.language == language]
+        counts = [sum(trace.labels.count(label) for trace in traces) for label in store.LETTERS.values()]
+        table.add_row(f"authored, {language}", str(len(traces)), *map(str, counts), "0")
+    console = Console()
+    console.print(table)
+    for name, rate in store.agreement(rows).items():
+        console.print(f"{name.replace('_', ' ')} of two labellers: {_cell(rate)}, n = {rate.n} steps", highlight=False)
+    if texts:
+        found, lost = store.join(rows, store.read_texts(texts))
+        console.print(
+            f"{len(found)} of {len(rows)} labelled traces found their text; {dict(lost) or 'none is missing'}"
+        )
 
 
 def held_out(row: LabelledResponse) -> bool:

@@ -21,9 +21,9 @@ from demo.topics import DATA, Split, Topic, load_topics
 Shape = Literal["comply", "refuse", "turn", "benign", "recover"]
 #: Whole traces per topic, one tuple for each topic in turn.
 SHAPES: dict[str, tuple[tuple[Shape, ...], ...]] = {
-    "harmful": (("comply", "refuse", "turn"),),
+    "harmful": (("comply", "refuse", "turn"), ("comply", "comply", "refuse", "turn")),
     "benign": (("benign", "benign"),),
-    "alarming": (("benign", "benign"), ("benign", "recover")),
+    "alarming": (("benign", "recover"), ("benign", "benign"), ("benign", "recover")),
 }
 #: Share of triggers that the model does not learn to write. The rest make it refuse some requests by itself.
 GIVEN = 0.85
@@ -100,7 +100,7 @@ def _crossings(topic: Topic, rng: random.Random) -> Iterator[Crossing]:
     calm = ("fine", "sense") if topic.kind == "alarming" else ("fine",)
     for request in requests[1 if topic.kind == "benign" else 0 :]:
         yield _crossing(topic, request, _opening(rng), ("cue",) if harmful else calm, rng)
-    for request in requests[: 2 if harmful else 1]:
+    for request in requests[: 1 if topic.kind == "benign" else 2]:
         start = [*_opening(rng), *(["cue"] if rng.random() < 0.5 else []), "trigger"]
         yield _crossing(topic, request, start, ("because", "decide") if harmful else calm, rng)
     if harmful:
