@@ -20,6 +20,7 @@ from classifiers.data import read_rows
 from classifiers.stats import Rate, bootstrap
 
 Label = Literal["cue", "trigger", "neutral"]
+Kind = Literal["harmful", "benign", "alarming"]
 LABELS = Path(__file__).parent / "labels" / "steps.jsonl"
 AUTHORED = Path(__file__).parent / "banks" / "traces"
 LETTERS: dict[str, Label] = {"c": "cue", "t": "trigger", "n": "neutral"}
@@ -69,7 +70,7 @@ class AuthoredTrace(BaseModel):
     id: str
     lang: str
     category: str
-    label: Literal["harmful", "benign", "alarming"]
+    label: Kind
     request: str
     steps: list[tuple[str, Label]]
 
@@ -81,7 +82,7 @@ class LabelledTrace:
     id: str
     source: str
     request: str
-    kind: Literal["harmful", "benign", "alarming"]
+    kind: Kind
     steps: tuple[str, ...]
     labels: tuple[Label, ...]
     unsure: frozenset[int] = frozenset()
@@ -133,7 +134,7 @@ def join(
             lost["no text" if text is None else "another text"] += 1
             continue
         starts = [0, *row.ends[:-1]]
-        benign = "alarming" if row.source in alarming else "benign"
+        benign: Kind = "alarming" if row.source in alarming else "benign"
         found.append(
             LabelledTrace(
                 id=row.id, source=row.source, request=text.request,
