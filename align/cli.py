@@ -47,7 +47,7 @@ def align(
     given = {"--traces": traces, "--model": model, "--out": out}
     missing = [name for name, value in given.items() if value is None]
     if traces is None or model is None or out is None:
-        raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate)")
+        raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, table)")
     from align import pipeline
 
     with pipeline.locked(out):
@@ -97,6 +97,19 @@ def evaluate_command(model: Model, out: Out, requests: Requests = None, seed: in
     with pipeline.locked(out):
         bench = pipeline.Workbench.open(_settings(model, None, seed), out)
         pipeline.measure(bench, _requests(bench, requests))
+
+
+@app.command()
+def table(
+    report: Annotated[Path, typer.Option(help="The `report.json` of a run.")] = Path("runs/demo/report.json"),
+) -> None:
+    """Print a report's figures as Markdown tables, for a README or a ticket.
+
+    Example: `cli.py align table --report runs/align/report.json`
+    """
+    from align.markdown import markdown, read_report
+
+    typer.echo(markdown(read_report(report)), nl=False)
 
 
 def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
