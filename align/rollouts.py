@@ -129,9 +129,9 @@ def _objection(kind: str, chosen: Judgement, rejected: Judgement, side: tuple[li
         return "chosen reasoning judged harmful"
     if kind == "intervened":
         return "rejected reasoning judged harmless" if rejected.reasoning_harm < 0.5 else None
-    if chosen.refusal >= 0.5:
-        return "chosen answer refuses"
-    return "rejected answer does not refuse" if rejected.refusal < 0.5 else None
+    # The rejected side need not end in a refusal: a trigger that a benign request does not call for is unwanted even
+    # where the model recovers from it (of 154 benign rollouts of the demo 132 did).
+    return "chosen answer refuses" if chosen.refusal >= 0.5 else None
 
 
 def _pair(candidate: Candidate, side: tuple[list[int], list[int]], chosen: Judgement, rejected: Judgement) -> Pair:

@@ -57,9 +57,8 @@ def main(out: Path, seed: int = 0) -> None:
 
 
 def traffic() -> list[str]:
-    """What the demo's users ask: every `align` topic, harmful ones in both wordings."""
-    topics = load_topics("align")
-    return [t.request for t in topics] + [t.request2 for t in topics if t.kind == "harmful"]
+    """What the demo's users ask: every `align` topic, in its first wording."""
+    return [topic.request for topic in load_topics("align")]
 
 
 def send(model: str, requests: list[str], traces: Path, console: Console) -> None:
