@@ -20,9 +20,8 @@ from guard.steps import StepLimits, TokenTable
 class TrainSettings(BaseModel):
     """Hyper-parameters. The paper states none but the SFT weight (0.2, in its second stage).
 
-    Changed once, after a first report had been seen, for a reason in the training log: after 2 epochs at 2e-4 with SFT
-    weight 0.5 the chosen trigger's own log-probability had risen from -34 to -28 only, so the margin came from pushing
-    the cue down (docs/design/0004).
+    Chosen on topics that neither train nor report (docs/design/0004): at 3e-4 reasoning harm fell too little, at 8e-4
+    the replies to benign requests became worse.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,7 +29,7 @@ class TrainSettings(BaseModel):
     scope: Scope = Scope()
     beta: float = 0.1
     sft_weight: float = 1.0
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     epochs: float = 4.0
     batch_size: int = 8
     rank: int = 16
@@ -38,7 +37,7 @@ class TrainSettings(BaseModel):
     """LoRA from this layer on; None: a third of the depth, which saves backward work."""
     benign_share: float = Field(default=0.4, ge=0.0, le=1.0)
     """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
-    max_pairs: int = 240
+    max_pairs: int = 120
     seed: int = 0
 
 
