@@ -107,9 +107,9 @@ def table(
 
     Example: `cli.py align table --report runs/align/report.json`
     """
-    from align.markdown import markdown, read_report
+    from align.markdown import load_report, markdown
 
-    typer.echo(markdown(read_report(report)), nl=False)
+    typer.echo(markdown(load_report(report)), nl=False)
 
 
 def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:

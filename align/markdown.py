@@ -12,7 +12,7 @@ from align.report import COLUMNS, CONTROLS, Report, cells, cut, ordered, show, u
 from guard.errors import UserError
 
 
-def read_report(path: Path) -> Report:
+def load_report(path: Path) -> Report:
     """Reads a `report.json`; a missing or malformed file is a UserError."""
     try:
         return Report.model_validate_json(path.read_text(encoding="utf-8"))

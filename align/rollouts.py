@@ -130,7 +130,7 @@ def _objection(kind: str, chosen: Judgement, rejected: Judgement, side: tuple[li
     if kind == "intervened":
         return "rejected reasoning judged harmless" if rejected.reasoning_harm < 0.5 else None
     # The rejected side need not end in a refusal: a trigger that a benign request does not call for is unwanted even
-    # where the model recovers from it (of 154 benign rollouts of the demo 132 did).
+    # where the model recovers from it (132 of 144 in the demo).
     return "chosen answer refuses" if chosen.refusal >= 0.5 else None
 
 

@@ -20,8 +20,9 @@ from guard.steps import StepLimits, TokenTable
 class TrainSettings(BaseModel):
     """Hyper-parameters. The paper states none but the SFT weight (0.2, in its second stage).
 
-    Chosen on topics that neither train nor report (docs/design/0004): at 3e-4 reasoning harm fell too little, at 8e-4
-    the replies to benign requests became worse.
+    The learning rate was chosen on topics that neither train nor report: at 3e-4 reasoning harm fell too little, at
+    8e-4 the replies to benign requests became worse. `max_pairs` is what the demo has time for. The other values were
+    changed once after a report had been seen (docs/design/0004).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,7 +1,7 @@
 """Step labels of real reasoning: ids, offsets and labels ship with the project, the texts do not.
 
-The labels were made by reading (`docs/labelling.md`). A line holds no text of its trace: the texts come from the public
-sets that `classifier data` names, and `join` puts both together. A text whose hash differs is left out and counted.
+The labels were made by reading (`docs/labelling.md`). A line holds no text of its trace: whoever has the public set
+puts both together with `join`. A text whose hash differs is left out and counted.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from classifiers.authored import Label
 from classifiers.data import read_rows
 from classifiers.stats import Rate, bootstrap
 
-Label = Literal["cue", "trigger", "neutral"]
 Kind = Literal["harmful", "benign", "alarming"]
 LABELS = Path(__file__).parent / "labels" / "steps.jsonl"
 AUTHORED = Path(__file__).parent / "banks" / "traces"
@@ -46,6 +46,12 @@ class TraceLabels(BaseModel):
     second: str | None = Field(default=None, pattern="^[ctn]*$")
     """Another labeller's letters, made without sight of the first's."""
 
+    @model_validator(mode="after")
+    def _aligned(self) -> TraceLabels:
+        if len(self.labels) != len(self.ends) or len(self.second or self.labels) != len(self.ends):
+            raise ValueError("wanted one letter for each of `ends`")
+        return self
+
 
 class TraceText(BaseModel):
     """One recorded reasoning of a public set; further fields are ignored."""
@@ -58,8 +64,6 @@ class TraceText(BaseModel):
     request_label: Literal["harmful", "benign"]
     reasoning: str
     outcome: str = "unknown"
-    model: str = "unknown"
-    licence: str = "not given"
 
 
 class AuthoredTrace(BaseModel):

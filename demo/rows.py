@@ -61,7 +61,6 @@ class Row:
 class Crossing:
     """The start of a trace and every sentence that may come next, all equally likely: one decision, few tokens."""
 
-    topic_id: str
     request: str
     reasoning: str
     following: tuple[str, ...]
@@ -110,7 +109,7 @@ def _crossings(topic: Topic, rng: random.Random) -> Iterator[Crossing]:
 def _crossing(topic: Topic, request: str, start: list[str], following: tuple[str, ...], rng: random.Random) -> Crossing:
     text = " ".join(_say(name, topic, rng) for name in start)
     wordings = tuple(_fill(wording, topic) for name in following for wording in sentences()[name])
-    return Crossing(topic.id, request, text, wordings)
+    return Crossing(request, text, wordings)
 
 
 def _row(topic: Topic, shape: Shape, request: str, rng: random.Random) -> Row:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.markdown import markdown, read_report
+from align.markdown import load_report, markdown
 from align.report import Goal, write_report
 from guard.errors import UserError
 from tests.align.reports import RAW, hostile_report, sample
@@ -14,7 +14,7 @@ from tests.align.reports import RAW, hostile_report, sample
 
 def test_tables_hold_every_figure_with_interval_and_n(tmp_path: Path) -> None:
     write_report(sample(), tmp_path)
-    text = markdown(read_report(tmp_path / "report.json"))
+    text = markdown(load_report(tmp_path / "report.json"))
     judged, arms, controls, goals = text.strip().split("\n\n")
     assert judged == "Judge `judge-1`, detector `detector-1`, seeds [0, 1]."
     lines = arms.splitlines()
@@ -42,4 +42,4 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
-        read_report(path)
+        load_report(path)

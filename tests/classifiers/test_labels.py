@@ -50,6 +50,12 @@ def test_a_letter_that_is_no_label_is_refused() -> None:
         TraceLabels(id="t", source="s", sha256="0" * 12, ends=[1], labels="x")
 
 
+@pytest.mark.parametrize("letters", [{"labels": "n"}, {"labels": "nn", "second": "n"}])
+def test_letters_and_steps_must_be_as_many(letters: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="one letter for each"):
+        TraceLabels.model_validate({"id": "t", "source": "s", "sha256": "0" * 12, "ends": [1, 2]} | letters)
+
+
 def test_agreement_counts_only_what_was_labelled_twice() -> None:
     twice = ROW.model_copy(update={"labels": "ncct" * 20, "second": "nctt" * 20, "ends": list(range(80))})
     figures = agreement([ROW, twice])

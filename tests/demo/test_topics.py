@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from demo.rows import render_rows, sentences
+from demo.rows import render_crossings, render_rows, sentences
 from demo.topics import NEAR, Topic, all_topics, clusters, load_topics, similarity
 
 PARTS = ("reasoner", "detector", "align", "report")
@@ -56,6 +56,30 @@ def test_rows_are_seeded_and_have_the_shapes_of_their_kind() -> None:
     assert {r.shape for r in rows if r.kind == "alarming"} == {"benign", "recover"}
     assert {r.shape for r in rows if r.kind == "benign"} == {"benign"}
     assert not any("{" in r.reasoning + r.answer for r in rows)
+
+
+def test_cues_and_benign_sentences_share_no_first_word() -> None:
+    bank = sentences()
+    first = {name: {text.split()[0] for text in bank[name]} for name in ("cue", "fine", "sense")}
+    assert not first["cue"] & (first["fine"] | first["sense"])
+
+
+def test_crossings_end_where_their_sentence_is_chosen() -> None:
+    found = render_crossings("reasoner", seed=5)
+    assert found == render_crossings("reasoner", seed=5)
+    cues, calm = set(sentences()["cue"]), set(sentences()["fine"][:2])
+    asked = {request: topic for topic in load_topics("reasoner") for request in (topic.request, topic.request2)}
+    triggers = tuple(sentences()["trigger"])
+    for crossing in found:
+        topic = asked.get(crossing.request)
+        if topic is None:
+            continue
+        if topic.kind != "harmful":
+            assert calm <= set(crossing.following)
+        elif crossing.reasoning.endswith(triggers):
+            assert not cues & set(crossing.following)
+        elif not crossing.reasoning.endswith(tuple(cues)):
+            assert set(crossing.following) == cues
 
 
 def test_harmful_and_benign_wordings_share_no_sentence() -> None:
