@@ -32,13 +32,16 @@ class Control(BaseModel):
 def first_cue(output: Sequence[int], request: str, runtime: GuardRuntime) -> Step | None:
     """The first reasoning step that the detector calls a cue."""
     splitter = StepSplitter(runtime.table, runtime.policy.limits)
-    context = runtime.detector.request(request)
+    context, previous = runtime.detector.request(request), ""
     for index, token in enumerate(output):
         if token == runtime.delimiters.end:
             return None
         step = splitter.push(token, index)
-        if step and runtime.detector.score(context, [step.text])[0] >= runtime.threshold:
+        if step is None:
+            continue
+        if runtime.detector.score(context, [step.text], previous)[0] >= runtime.threshold:
             return step
+        previous = step.text
     return None
 
 

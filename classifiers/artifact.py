@@ -1,4 +1,4 @@
-"""A trained artifact on disk: model.onnx and manifest.json, checked before use.
+"""A trained artifact on disk: a directory of files and the manifest that names their hashes, checked before use.
 
 Loads with onnxruntime and numpy alone. A file that is missing, damaged or of another kind is a `UserError`, because a
 guard that runs on an unknown model guards nothing.
@@ -7,20 +7,16 @@ guard that runs on an unknown model guards nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from classifiers.features import PADDING, SCHEME, FeatureConfig
+from classifiers.features import SCHEME, FeatureConfig
 from classifiers.stats import Rate
 from guard.errors import UserError
 
-MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 Kind = Literal["detector", "judge"]
 
@@ -32,12 +28,16 @@ class Manifest(BaseModel):
 
     kind: Kind
     version: str
-    """Kind and the first 12 digits of the model's hash: the same bytes have the same version."""
-    sha256: str
-    """Of model.onnx."""
+    """Kind and 12 digits over the files' hashes: the same bytes have the same version."""
+    files: dict[str, str]
+    """Name and sha256 of every file beside the manifest."""
     features: FeatureConfig
     threshold: float
     """A score at or above it counts."""
+    clear_below: tuple[float, ...] = ()
+    """First tier: for each bucket of the request's risk, the logit below which a step is no cue without the encoder."""
+    cleared_score: tuple[float, ...] = ()
+    """The score of a cleared step in each bucket: the share of cues among those of the validation part."""
     training_data: str
     """sha256 over the training rows."""
     training: dict[str, str | int | float]
@@ -45,63 +45,65 @@ class Manifest(BaseModel):
     created: str
     """ISO date and time, UTC."""
     metrics: dict[str, Rate]
-    """On held-out topics, each with n and a 95 % interval."""
+    """On held-out requests, each with n and a 95 % interval."""
 
 
-class Artifact:
-    """A checked artifact, ready to run on padded ids."""
+def version_of(kind: Kind, files: dict[str, str]) -> str:
+    """The version of an artifact with these files (name: sha256)."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
+    return f"{kind}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
-        self.manifest = manifest
-        self._session = session
-        self._weighted = any(each.name == "weights" for each in session.get_inputs())
 
-    @classmethod
-    def load(cls, path: Path, kind: Kind) -> Artifact:
-        """Read and check the artifact in directory `path`.
+def load_files(path: Path, kind: Kind) -> tuple[Manifest, dict[str, bytes]]:
+    """Read and check the artifact in directory `path`: its manifest and its files by name.
 
-        UserError: no such directory or file, unreadable manifest, another kind or feature scheme, a model whose sha256
-        is not the manifest's, or a model that onnxruntime cannot read.
-        """
-        manifest = _read_manifest(path)
-        fix = f"Train it again with `classifier {'train' if kind == 'detector' else 'judge-train'} --out DIR`"
-        if manifest.kind != kind:
-            raise UserError(f"the artifact {path} is of another kind", got=manifest.kind, wanted=kind)
-        if manifest.features.scheme != SCHEME:
+    UserError: no such directory or file, unreadable manifest, another kind or feature scheme, a file whose sha256 is
+    not the manifest's.
+    """
+    manifest = _read_manifest(path)
+    fix = f"Train it again with `classifier {'train' if kind == 'detector' else 'judge-train'} --out DIR`"
+    if manifest.kind != kind:
+        raise UserError(f"the artifact {path} is of another kind", got=manifest.kind, wanted=kind)
+    if manifest.features.scheme != SCHEME:
+        raise UserError(
+            f"the artifact {path} was made with other features",
+            got=f"scheme {manifest.features.scheme}",
+            wanted=f"scheme {SCHEME}",
+            fix=fix,
+        )
+    files = {}
+    for name, wanted in manifest.files.items():
+        if Path(name).name != name:
+            raise UserError(f"{path / MANIFEST_FILE} names a file outside its directory", got=name)
+        files[name] = _read(path / name, fix)
+        found = hashlib.sha256(files[name]).hexdigest()
+        if found != wanted:
             raise UserError(
-                f"the artifact {path} was made with other features",
-                got=f"scheme {manifest.features.scheme}",
-                wanted=f"scheme {SCHEME}",
-                fix=fix,
+                f"{path / name} is damaged: its sha256 is not its manifest's", got=found, wanted=wanted, fix=fix
             )
-        payload = _read(path / MODEL_FILE, fix)
-        found = hashlib.sha256(payload).hexdigest()
-        if found != manifest.sha256:
-            raise UserError(
-                f"{path / MODEL_FILE} is damaged: its sha256 is not its manifest's",
-                got=found,
-                wanted=manifest.sha256,
-                fix=fix,
-            )
-        return cls(manifest, _session(payload, path))
+    return manifest, files
 
-    def run(
-        self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Return the probabilities [n, heads] of n rows of ids; `weights` are row-aligned, 1 where not given."""
-        width = max((len(row) for row in rows), default=0) or 1
-        ids = np.full((len(rows), width), PADDING, np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-        feed: dict[str, npt.NDArray[np.generic]] = {"ids": ids}
-        if self._weighted:
-            # Padding may weigh 1: its row of the table is zero.
-            values = np.ones((len(rows), width), np.float32)
-            for index, line in enumerate(weights or ()):
-                values[index, : len(line)] = line
-            feed["weights"] = values
-        (scores,) = self._session.run(["scores"], feed)
-        return np.asarray(scores, np.float32)
+
+def file_of(files: dict[str, bytes], name: str, path: Path) -> bytes:
+    """One file of an artifact; UserError when its manifest does not name it."""
+    if name not in files:
+        raise UserError(
+            f"{path / MANIFEST_FILE} names no {name}", got=", ".join(sorted(files)) or "no files", wanted=name
+        )
+    return files[name]
+
+
+def session(payload: bytes, name: str) -> ort.InferenceSession:
+    """An ONNX session on one thread; UserError when onnxruntime cannot read the model."""
+    options = ort.SessionOptions()
+    # One thread: every tensor-parallel rank must add in the same order, and the engine needs the other cores.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"onnxruntime cannot load {name}", got=str(error)) from error
 
 
 def _read(path: Path, fix: str) -> bytes:
@@ -117,7 +119,7 @@ def _read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise UserError(
             f"no artifact at {path}",
-            wanted=f"a directory with {MODEL_FILE} and {MANIFEST_FILE}",
+            wanted=f"a directory with {MANIFEST_FILE} and the files it names",
             fix="Give the directory that `classifier train --out` wrote",
         )
     text = _read(path / MANIFEST_FILE, "Copy the whole artifact directory, or train it again")
@@ -127,15 +129,3 @@ def _read_manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path / MANIFEST_FILE} is malformed at {key}", got=first["msg"]) from None
-
-
-def _session(payload: bytes, path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    # One thread: a step costs microseconds, and every tensor-parallel rank must add in the same order.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UserError(f"onnxruntime cannot load {path / MODEL_FILE}", got=str(error)) from error

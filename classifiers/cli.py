@@ -1,4 +1,4 @@
-"""Commands of the classifiers: train, score, judge, judge-train, agreement, labels."""
+"""Commands of the classifiers: score, judge, judge-train, agreement, labels; the detector's are in `detector_cli`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from classifiers.data import EXAMPLE, REQUEST_EXAMPLE, LabelledStep, read_requests, read_rows, read_steps
+from classifiers import detector_cli
+from classifiers.data import REQUEST_EXAMPLE, read_requests, read_rows
 from guard.errors import UserError
 
 if TYPE_CHECKING:
     from classifiers.artifact import Manifest
     from classifiers.judge_data import LabelledResponse
     from classifiers.stats import Rate
-    from classifiers.threshold import TraceRow
 
 app = typer.Typer(no_args_is_help=True, help="Train, run and check the detector and the judge.")
+detector_cli.register(app)
 
 HELD_OUT_RESPONSES = 0.3
 TRAINED_ON = "jailjudge_mini"
@@ -60,51 +61,6 @@ class JudgedLine(BaseModel):
     reasoning_harm: float
     answer_harm: float
     refusal: float
-
-
-@app.command()
-def train(
-    out: Out,
-    data: Annotated[
-        list[Path] | None, typer.Option(help=f"JSONL of labelled steps, repeatable. A line: {EXAMPLE}")
-    ] = None,
-    authored: Annotated[
-        bool | None, typer.Option(help="Train on the built-in rows too; by default only without --data.")
-    ] = None,
-    seed: Seed = 0,
-    requests: Requests = None,
-    fpr: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of ordinary benign requests that may hold a false alarm.")
-    ] = 0.01,
-    fpr_alarming: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="The same of benign requests that sound harmful.")
-    ] = 0.02,
-) -> None:
-    """Train a detector and print what it does on topics it has not seen.
-
-    Example: cli.py classifier train --data mine.jsonl --authored --out runs/detector --fpr-alarming 0.05
-    """
-    from classifiers.train import Data, TrainConfig, train_detector
-
-    rows = read_steps(data or [])
-    traces: list[TraceRow] = []
-    if authored or (authored is None and not data):
-        built_in, traces = _authored(seed)
-        rows = built_in + rows
-    config = TrainConfig(seed=seed, fpr=fpr, fpr_alarming=fpr_alarming)
-    with _steps("Training the detector") as say:
-        manifest = train_detector(Data(rows, read_requests(requests), traces), out, config, say)
-    _report(manifest, out)
-
-
-def _authored(seed: int) -> tuple[list[LabelledStep], list[TraceRow]]:
-    from classifiers.authored import authored_steps, load_sentences
-    from classifiers.threshold import demo_traces
-    from demo.rows import render_rows
-    from demo.topics import load_topics
-
-    steps = authored_steps(load_topics("detector"), load_sentences(), seed)
-    return steps, demo_traces(render_rows("detector", seed))
 
 
 @app.command()

@@ -1,9 +1,11 @@
-"""A trained table of weights becomes model.onnx and manifest.json, once the graph agrees with the model."""
+"""A trained model becomes an artifact, once what the runtime loads agrees with what was trained."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classifiers.artifact import MANIFEST_FILE, MODEL_FILE, Artifact, Kind, Manifest
+from classifiers.artifact import MANIFEST_FILE, Kind, Manifest, version_of
 from classifiers.features import FeatureConfig
 from classifiers.stats import Rate
 from guard.errors import UserError
@@ -74,62 +76,80 @@ def build_graph(table: Floats, bias: Floats, *, weighted: bool) -> bytes:
 def write_artifact(
     out: Path,
     kind: Kind,
-    payload: bytes,
-    probe: Probe,
+    files: dict[str, bytes],
+    check: Callable[[Path], object],
     *,
     features: FeatureConfig,
     threshold: float,
     training_data: str,
     training: dict[str, str | int | float],
-    metrics: dict[str, Rate],
+    metrics: Callable[[Path], dict[str, Rate]],
+    clearing: Sequence[tuple[float, float]] = (),
 ) -> Manifest:
     """Write the artifact to directory `out` and return its manifest.
 
-    The files are written aside first, loaded by the runtime and compared with the trained model on `probe`; only then
-    do they take their place. UserError when they differ by more than 1e-4: nothing is written then.
+    The files are written aside first and given to `check`, which loads them with the runtime and raises when they are
+    not the trained model, and to `metrics`; only then do they take their place.
     """
-    digest = hashlib.sha256(payload).hexdigest()
+    digests = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
     manifest = Manifest(
         kind=kind,
-        version=f"{kind}-{digest[:12]}",
-        sha256=digest,
+        version=version_of(kind, digests),
+        files=digests,
         features=features,
         threshold=threshold,
+        clear_below=tuple(below for below, _ in clearing),
+        cleared_score=tuple(score for _, score in clearing),
         training_data=training_data,
         training=training,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        metrics=metrics,
+        metrics={},
     )
-    _install(out, payload, manifest, probe)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for name, payload in files.items():
+            (staged / name).write_bytes(payload)
+        _write_manifest(staged, manifest)
+        check(staged)
+        manifest = manifest.model_copy(update={"metrics": metrics(staged)})
+        _write_manifest(staged, manifest)
+        install(staged, out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return manifest
 
 
-def _install(out: Path, payload: bytes, manifest: Manifest, probe: Probe) -> None:
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def install(artifact: Path, out: Path) -> None:
+    """Put an artifact's files in place of those in directory `out`, the manifest last."""
     out.mkdir(parents=True, exist_ok=True)
-    staged = out / ".staged"
-    staged.mkdir(exist_ok=True)
-    try:
-        (staged / MODEL_FILE).write_bytes(payload)
-        (staged / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        check_parity(Artifact.load(staged, manifest.kind).run, probe)
-        for name in (MODEL_FILE, MANIFEST_FILE):
-            os.replace(staged / name, out / name)
-    finally:
-        for name in (MODEL_FILE, MANIFEST_FILE):
-            (staged / name).unlink(missing_ok=True)
-        staged.rmdir()
+    names = sorted(path.name for path in artifact.iterdir() if path.name != MANIFEST_FILE)
+    for name in [*names, MANIFEST_FILE]:
+        os.replace(artifact / name, out / name)
+    for path in out.iterdir():
+        if path.name not in {*names, MANIFEST_FILE} and path.suffix in {".onnx", ".npz"}:
+            path.unlink()
 
 
 def check_parity(run: Callable[..., npt.NDArray[np.float32]], probe: Probe) -> float:
     """Return the largest difference between the exported and the trained model; UserError above 1e-4."""
     ids, weights, wanted = probe
     got = run(ids) if weights is None else run(ids, weights)
-    worst = float(np.max(np.abs(got.astype(np.float64) - wanted)))
-    if not worst <= TOLERANCE:
+    return compare_scores(got, wanted, TOLERANCE)
+
+
+def compare_scores(got: Floats, wanted: Floats, tolerance: float) -> float:
+    """Return the largest difference of two arrays of scores; UserError when it is above `tolerance`."""
+    worst = float(np.max(np.abs(got.astype(np.float64) - wanted), initial=0.0))
+    if not worst <= tolerance:
         raise UserError(
             "the exported model does not agree with the trained one; nothing was written",
             got=f"a difference of {worst:.2g}",
-            wanted=f"at most {TOLERANCE:g}",
+            wanted=f"at most {tolerance:g}",
             fix="Report this as a bug with the training data",
         )
     return worst

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from classifiers.normalise import normalise
 
-SCHEME = 2
+SCHEME = 3
 PADDING = 0
 CJK = "\u3040-\u30ff\u3400-\u9fff"
 Weighted = tuple[list[int], list[float]]
@@ -57,59 +57,27 @@ def _seed(name: str) -> int:
 
 
 _UNI, _BI, _SKIP, _START = _seed("step.uni"), _seed("step.bi"), _seed("step.skip"), _seed("step.start")
-_CROSS = [_seed(f"step.x{bucket}") for bucket in range(16)]
-_CROSS_BI = [_seed(f"step.xb{bucket}") for bucket in range(16)]
 _GAP = b" "
-_STEM = 5
-REQUEST_WEIGHT = 2.0
-"""Euclidean weight of each kind of a request's features."""
 _OPENING = 3
 
 
-def step_ids(step: str, bucket: int, config: FeatureConfig) -> list[int]:
-    """Return the distinct ids of one step under a request of this risk bucket; [] for a step without words.
+def step_ids(step: str, config: FeatureConfig) -> list[int]:
+    """Return the distinct ids of one step; [] for a step without words.
 
-    Words, pairs of neighbours, pairs with one word between, the opening three words, and words and pairs crossed with
-    the bucket. About 25 us for 20 words.
+    Words, pairs of neighbours, pairs with one word between, and the opening three words. About 20 us for 20 words.
     """
     words = words_of(normalise(step), config.max_words)
-    if not words:
-        return []
-    cross, cross_bi = _CROSS[bucket], _CROSS_BI[bucket]
     before, last = b"^", b"^"
-    hashes = {cross}
+    hashes: set[int] = set()
     opening = _START
     for index, word in enumerate(words):
         code = word.encode() + _GAP
-        pair = last + code
-        hashes.update(
-            (
-                crc32(code, _UNI),
-                crc32(code, cross),
-                crc32(pair, _BI),
-                crc32(pair, cross_bi),
-                crc32(before + code, _SKIP),
-            )
-        )
+        hashes.update((crc32(code, _UNI), crc32(last + code, _BI), crc32(before + code, _SKIP)))
         if index < _OPENING:
             opening = crc32(code, opening)
             hashes.add(opening)
         before, last = last, code
     return to_ids(hashes, config.table_size)
-
-
-def request_features(request: str, config: FeatureConfig) -> Weighted:
-    """Return ids and weights that tell a request's risk: words, pairs, stems and characters, in spaces of their own.
-
-    Each kind has the same total weight, so a long request is not judged by its length. About 0.3 ms for 20 words.
-    """
-    words = words_of(normalise(request, config.max_request_chars), config.max_request_words)
-    bag = Bag(config.table_size)
-    bag.add("req.words", words, REQUEST_WEIGHT)
-    bag.add("req.pairs", pairs(words), REQUEST_WEIGHT)
-    bag.add("req.stems", (word[:_STEM] for word in words), REQUEST_WEIGHT)
-    bag.add("req.chars", grams(f" {' '.join(words)} " if words else "", (3, 4, 5)), REQUEST_WEIGHT)
-    return bag.result()
 
 
 class Bag:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classifiers.artifact import Artifact
+from classifiers.artifact import Manifest, file_of, load_files
 from classifiers.features import Weighted
+from classifiers.hashed import HashedModel
 from classifiers.judge_features import answer_features, judge_request_features, reasoning_features
 from classifiers.stats import Rate
 
 DEFAULT = Path(__file__).parent / "default_judge"
+MODEL_FILE = "model.onnx"
 HEADS = ("risk", "answer_harm", "refusal", "reasoning_harm")
 """Columns of the model's output."""
 
@@ -35,20 +37,23 @@ class Judgement(NamedTuple):
 class Judge:
     """Judges finished outputs, each by itself given its request."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        self._artifact = artifact
-        self._config = artifact.manifest.features
-        self.version = artifact.manifest.version
+    def __init__(self, manifest: Manifest, model: HashedModel) -> None:
+        self._manifest = manifest
+        self._model = model
+        self._config = manifest.features
+        self.version = manifest.version
 
     @classmethod
     def load(cls, path: Path | None = None) -> Judge:
-        """Load the judge in directory `path`, or the one shipped in the package. Errors: `Artifact.load`."""
-        return cls(Artifact.load(path or DEFAULT, "judge"))
+        """Load the judge in directory `path`, or the one shipped in the package. Errors: `load_files`."""
+        path = path or DEFAULT
+        manifest, files = load_files(path, "judge")
+        return cls(manifest, HashedModel(file_of(files, MODEL_FILE, path), str(path / MODEL_FILE)))
 
     @property
     def metrics(self) -> dict[str, Rate]:
         """What the judge's manifest says of its agreement with labels, by name."""
-        return dict(self._artifact.manifest.metrics)
+        return dict(self._manifest.metrics)
 
     def judge(self, rows: Sequence[tuple[str, str, str]]) -> list[Judgement]:
         """Return a judgement for each (request, reasoning, answer); an empty text has 0 in its columns."""
@@ -66,5 +71,5 @@ class Judge:
         ids, weights = features
         if not ids:
             return 0.0
-        score = self._artifact.run([ids], [weights])[0, HEADS.index(head)]
+        score = self._model.run([ids], [weights])[0, HEADS.index(head)]
         return float(score) if np.isfinite(score) else 1.0

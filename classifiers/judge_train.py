@@ -11,15 +11,16 @@ import numpy as np
 
 from classifiers.agreement import agreement_of, auroc
 from classifiers.artifact import Manifest
-from classifiers.authored import word_rows
 from classifiers.data import LabelledRequest, data_hash
-from classifiers.export import build_graph, write_artifact
+from classifiers.export import build_graph, check_parity, write_artifact
 from classifiers.features import FeatureConfig, Weighted
-from classifiers.judge import HEADS
+from classifiers.hashed import HashedModel
+from classifiers.judge import HEADS, MODEL_FILE
 from classifiers.judge_data import JudgedRow
 from classifiers.judge_features import JUDGE_FEATURES, answer_features, judge_request_features, reasoning_features
 from classifiers.linear import Floats, Head, fit_head
 from classifiers.openings import swap_opening
+from classifiers.request_words import WORD_WEIGHT, word_requests
 from classifiers.requests import PUBLIC_SHARE, describe, spread, unseen_sources
 from classifiers.stats import Rate, bootstrap
 
@@ -94,12 +95,15 @@ def _write(
     return write_artifact(
         out,
         "judge",
-        payload,
-        ([ids for ids, _ in probe], [weights for _, weights in probe], wanted),
+        {MODEL_FILE: payload},
+        lambda staged: check_parity(
+            HashedModel((staged / MODEL_FILE).read_bytes(), MODEL_FILE).run,
+            ([ids for ids, _ in probe], [weights for _, weights in probe], wanted),
+        ),
         features=config.features,
         threshold=0.5,
         training_data=data_hash([*rows, *requests]),
-        metrics=metrics,
+        metrics=lambda _: metrics,
         training={"seed": config.seed, "rows": len(rows), **_sources(rows), **describe(requests)},
     )
 
@@ -143,13 +147,13 @@ def _fit_risk(
     public: Sequence[Weighted],
     config: JudgeConfig,
 ) -> Head:
-    words = word_rows()
+    words = word_requests()
     return fit_head(
         [row for row, _ in known] + [judge_request_features(row.request, config.features) for row in words] + [*public],
         [risky for _, risky in known]
-        + [row.request_label == "harmful" for row in words]
+        + [row.label == "harmful" for row in words]
         + [row.label == "harmful" for row in requests],
-        [1.0] * len(known) + [row.weight for row in words] + spread(requests, config.public_share * len(known)),
+        [1.0] * len(known) + [WORD_WEIGHT] * len(words) + spread(requests, config.public_share * len(known)),
         config.request_strength,
         config.features.table_size,
         "judge's risk",

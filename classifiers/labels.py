@@ -16,15 +16,18 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from classifiers.authored import Label
 from classifiers.data import read_rows
 from classifiers.stats import Rate, bootstrap
 
 Kind = Literal["harmful", "benign", "alarming"]
+Label = Literal["cue", "trigger", "neutral"]
 LABELS = Path(__file__).parent / "labels" / "steps.jsonl"
 AUTHORED = Path(__file__).parent / "banks" / "traces"
 LETTERS: dict[str, Label] = {"c": "cue", "t": "trigger", "n": "neutral"}
 LABEL_EXAMPLE = '{"id": "t-1", "source": "star1", "sha256": "0123456789ab", "ends": [12, 40], "labels": "nt"}'
+AUTHORED_EXAMPLE = (
+    '{"id": "1", "lang": "en", "category": "fraud", "label": "harmful", "request": "...", "steps": [["...", "cue"]]}'
+)
 TRACE_EXAMPLE = '{"id": "t-1", "source": "star1", "request": "...", "request_label": "harmful", "reasoning": "..."}'
 
 
@@ -112,14 +115,16 @@ def read_texts(path: Path) -> list[TraceText]:
 
 def read_authored(path: Path = AUTHORED) -> list[LabelledTrace]:
     """The authored traces of every language."""
-    rows = [row for file in sorted(path.glob("*.jsonl")) for row in read_rows(file, AuthoredTrace, '{"id": "en-001"}')]
-    return [
-        LabelledTrace(
-            id=row.id, source="authored", request=row.request, kind=row.label, language=row.lang, category=row.category,
-            steps=tuple(text for text, _ in row.steps), labels=tuple(label for _, label in row.steps),
-        )
-        for row in rows
-    ]  # fmt: skip
+    rows = [row for file in sorted(path.glob("*.jsonl")) for row in read_rows(file, AuthoredTrace, AUTHORED_EXAMPLE)]
+    return [authored_trace(row) for row in rows]
+
+
+def authored_trace(row: AuthoredTrace, source: str = "authored") -> LabelledTrace:
+    """The trace of one line."""
+    return LabelledTrace(
+        id=row.id, source=source, request=row.request, kind=row.label, language=row.lang, category=row.category,
+        steps=tuple(text for text, _ in row.steps), labels=tuple(label for _, label in row.steps),
+    )  # fmt: skip
 
 
 def join(

@@ -29,6 +29,9 @@ _TABLE = str.maketrans(_LOOKALIKES)
 _STACKED_MARKS = re.compile("[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f]+")
 _SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*]){2,}[^\W\d_](?![^\W_])")
 _SEPARATORS = re.compile(r"[ .\-_*]")
+# Digits that stand for letters inside a word: a digit between letters, or letters between digits.
+_LEET_WORD = re.compile(r"(?<![^\W_])(?=[a-z0-9]*(?:[a-z][0-9]+[a-z]|[0-9][a-z]+[0-9]))[a-z0-9]{2,24}(?![^\W_])")
+_LEET = str.maketrans("431057", "aeiost")
 _CONTROL = {"Cf", "Cc", "Co", "Cn", "Cs"}
 
 
@@ -36,13 +39,15 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     """Return the scorer's view of `text`: folded, undisguised, single-spaced.
 
     NFKC, casefold, format characters and stacked marks dropped, Cyrillic and Greek look-alikes written in Latin, runs
-    of three or more spaced single letters joined ("h a c k" is "hack"), whitespace collapsed. At most `limit`
+    of three or more spaced single letters joined ("h a c k" is "hack"), digits inside words read as the letters they
+    look like ("h4ck" is "hack", "mp3" and "12kg" stay), whitespace collapsed. At most `limit`
     characters are read and at most `limit` returned.
     """
     text = text[:limit]
     if not text.isascii():
         text = _undisguise(text)[:limit]
     text = _SPACED.sub(_join, text.lower().replace("`", "'"))
+    text = _LEET_WORD.sub(lambda word: word.group().translate(_LEET), text)
     return " ".join(text.split())
 
 

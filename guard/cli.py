@@ -91,7 +91,7 @@ def show(
     trace = next((t for t in traces if t.guard_id == guard_id), None)
     if trace is None:
         raise UserError(f"No trace {guard_id} in {directory}", fix="`traces ls` lists what there is")
-    decode = _decoder(trace, model)
+    decode = decoder(trace, model)
     console = Console()
     receipt = trace.receipt
     console.print(Text("request: ", style="bold"), harmless(trace.request, 2000))
@@ -123,7 +123,7 @@ def _text(trace: Trace, step: StepRecord, decode: Decoder | None) -> Text:
     return harmless(decode(trace.output_ids[step.start : step.end]))
 
 
-def _decoder(trace: Trace, model: str | None) -> Decoder | None:
+def decoder(trace: Trace, model: str | None) -> Decoder | None:
     """A tokenizer that fits the trace; another tokenizer's text would be nonsense, so it is a UserError."""
     from guard.runtime import tokenizer_hash
     from guard.sidecar.model import find_model

@@ -14,6 +14,7 @@ by observing the history again (preemption, slot reuse).
 
 from __future__ import annotations
 
+from classifiers.readable import unreadable
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter, Zone
@@ -38,12 +39,15 @@ class StepMonitor:
         self._splitter = StepSplitter(runtime.table, policy.limits)
         self._count = 0
         self._plan: tuple[int, ...] = ()
+        self._answer = ""
         self._done = 0
         self._plan_zone: Zone = zone
         self._closing = False
         self._ended = False
         self.pending: Step | None = None
         """The step that waits for `decide`; nothing may be observed until then."""
+        self.previous = ""
+        """Text of the last finished step, an injected trigger included: what `pending` came after."""
         self.steps: list[StepRecord] = []
         self.receipt = Receipt(
             guard_id=guard_id, policy=policy.name, policy_hash=policy.hash, detector=runtime.detector.version,
@@ -87,6 +91,7 @@ class StepMonitor:
         step, self.pending = self.pending, None
         if step is None:
             return
+        self.previous = step.text
         if score is not None and not 0.0 <= score <= 1.0:
             score = None
         closing, self._closing = self._closing, False
@@ -98,7 +103,12 @@ class StepMonitor:
         else:
             receipt.scored += 1
             cue = score >= self._runtime.threshold
-        self.steps.append(StepRecord(start=step.start, end=step.end, zone=step.zone, score=score, cue=cue))
+        hidden = unreadable(step.text)
+        receipt.unreadable += hidden
+        cue = cue or (hidden and policy.unreadable == "cue")
+        self.steps.append(
+            StepRecord(start=step.start, end=step.end, zone=step.zone, score=score, cue=cue, unreadable=hidden)
+        )
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < policy.max_interventions:
             self._intervene(step, score, closing)
 
@@ -140,6 +150,7 @@ class StepMonitor:
         if trigger is None:
             return
         # A step that `</think>` itself closed is answered where the answer opens.
+        self._answer = trigger.text
         self._plan = trigger.opening if closing else trigger.plain if step.spaced else trigger.spaced
         self._done = 0
         self._plan_zone = self._zone
@@ -150,6 +161,8 @@ class StepMonitor:
     def _end_plan(self, *, completed: bool) -> None:
         intervention = self.receipt.interventions[-1]
         intervention.completed = completed
+        if completed:
+            self.previous = self._answer
         if intervention.forced:
             end = intervention.at + intervention.forced
             self.steps.append(

@@ -35,6 +35,9 @@ class Policy(BaseModel):
     max_step_tokens: int = Field(default=96, ge=8, le=512)
     triggers: tuple[str, ...] = ()
     """Ids of the pool's triggers that may be used; empty: all of them."""
+    unreadable: Literal["cue", "flag"] = "cue"
+    """What an enciphered or encoded step means, which no classifier can clear: `cue` answers it with a trigger,
+    `flag` only counts it on the receipt."""
     fail_mode: Literal["closed", "open"] = "closed"
     """What an error inside the guard means: `closed` treats the step as a cue and ends a broken request, `open` lets
     it pass and flags the receipt."""

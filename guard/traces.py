@@ -34,6 +34,8 @@ class StepRecord(BaseModel):
     """Probability that the step is a cue; None: unscored, or made of forced tokens."""
     cue: bool
     injected: bool = False
+    unreadable: bool = False
+    """Enciphered or encoded, so that its score says nothing."""
 
 
 class Intervention(BaseModel):
@@ -67,6 +69,8 @@ class Receipt(BaseModel):
     seen: int = 0
     scored: int = 0
     unscored: int = 0
+    unreadable: int = 0
+    """Steps that looked enciphered or encoded (ROT13, base64); the policy says what they mean."""
     interventions: list[Intervention] = Field(default_factory=list)
     injected_tokens: int = 0
     enforcement_failed: int = 0

@@ -179,7 +179,7 @@ class EngineGuard:
             score: float | None = None
             try:
                 if item.context is not None:
-                    score = float(self._runtime.detector.score(item.context, [step.text])[0])
+                    score = float(self._runtime.detector.score(item.context, [step.text], item.monitor.previous)[0])
                 if item.probe and not item.monitor.steps and score is not None and math.isfinite(score):
                     score = 1.0
             except Exception as error:  # noqa: BLE001 - nothing may reach the engine

@@ -38,6 +38,7 @@ class Metrics:
         self.requests.labels(outcome).inc()
         self.steps.labels("scored").inc(attached.scored)
         self.steps.labels("unscored").inc(attached.unscored)
+        self.steps.labels("unreadable").inc(attached.unreadable)
         self.interventions.inc(attached.interventions)
         self.unanswered.inc(attached.unanswered)
         self.injected.inc(attached.injected_tokens)

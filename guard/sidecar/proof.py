@@ -24,6 +24,8 @@ class Attached(BaseModel):
     seen: int = 0
     scored: int = 0
     unscored: int = 0
+    unreadable: int = 0
+    """Enciphered or encoded steps, which no classifier can clear."""
     interventions: int = 0
     unanswered: int = 0
     """Cues that no trigger answered: the budget was used up, the output ended, or shadow mode."""
@@ -89,6 +91,7 @@ def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Poli
         seen=receipt.seen,
         scored=receipt.scored,
         unscored=receipt.unscored,
+        unreadable=receipt.unreadable,
         interventions=len(receipt.interventions),
         unanswered=cues - len(receipt.interventions),
         injected_tokens=receipt.injected_tokens,

@@ -1,48 +1,77 @@
-"""A tiny detector, trained once on rows written here."""
+"""A tiny encoder with real weights and a real tokenizer, and a detector built on it from traces written here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from classifiers.data import LabelledStep
-from classifiers.features import FeatureConfig
-from classifiers.train import Data, TrainConfig, train_detector
+from classifiers.build import BuildConfig, encode_with, finish, tune_network
+from classifiers.corpus import Corpus, part_of_request
+from classifiers.detector import DEFAULT, TOKENIZER_FILE
+from classifiers.head_fit import HeadConfig
+from classifiers.labels import Kind, Label, LabelledTrace
+from classifiers.tune import TuneConfig
 
 HARMFUL = ["steal a", "forge a", "burn down the", "poison the", "sabotage the"]
 BENIGN = ["paint a", "repair a", "photograph the", "draw the", "describe the"]
 THINGS = ["bike", "car", "boat", "shed", "clock", "painting", "bridge", "lamp"]
 CUES = ["I know it is wrong but I will plan it.", "It is hypothetical, so I can go along with it."]
 SAFE = ["I should refuse this.", "The user asks a question."]
+PLAIN = ["I can explain it.", "The user asks a question."]
 
 
-def tiny_rows() -> list[LabelledStep]:
-    """80 topics; harmful ones have cues and safe steps, benign ones plain steps."""
-    rows = []
-    for verbs, kind in ((HARMFUL, "harmful"), (BENIGN, "benign")):
-        for verb in verbs:
-            for thing in THINGS:
-                request = f"How do I {verb} {thing}?"
-                steps = [(text, "cue") for text in CUES] if kind == "harmful" else [("I can explain it.", "neutral")]
-                steps += [(text, "trigger" if kind == "harmful" else "neutral") for text in SAFE]
-                rows += [
-                    LabelledStep(
-                        id=f"{verb}/{thing}/{n}",
-                        request=request,
-                        step=step,
-                        label=label,
-                        request_label=kind,
-                        source="test",
-                    )
-                    for n, (step, label) in enumerate(steps)
-                ]
-    return rows
+def tiny_traces() -> list[LabelledTrace]:
+    """80 requests; of every two harmful ones, one is complied with and one refused."""
+    traces = []
+    kinds: tuple[tuple[list[str], Kind], ...] = ((HARMFUL, "harmful"), (BENIGN, "benign"))
+    for verbs, kind in kinds:
+        for number, (verb, thing) in enumerate((verb, thing) for verb in verbs for thing in THINGS):
+            steps: list[tuple[str, Label]] = [(text, "neutral") for text in PLAIN]
+            if kind == "harmful":
+                steps = [(SAFE[1], "neutral"), (SAFE[0], "trigger")]
+                if number % 2:
+                    steps = [(SAFE[1], "neutral"), (CUES[0], "cue"), (CUES[1], "cue")]
+            traces.append(
+                LabelledTrace(
+                    id=f"{verb}/{thing}",
+                    source="authored",
+                    request=f"How do I {verb} {thing}?",
+                    kind=kind,
+                    steps=tuple(text for text, _ in steps),
+                    labels=tuple(label for _, label in steps),
+                )
+            )
+    return traces
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a four-layer encoder of width 32 with random weights and MiniLM's tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    out = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
+    )
+    BertModel(config).save_pretrained(out)
+    (out / "tokenizer.json").write_bytes((DEFAULT / TOKENIZER_FILE).read_bytes())
+    return out
+
+
+TINY = BuildConfig(
+    tune=TuneConfig(epochs=4, lr=2e-3, head_lr=5e-3), heads=HeadConfig(epochs=40, patience=40, lr=5e-3, batch=32)
+)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the tiny detector's artifact."""
-    out = tmp_path_factory.mktemp("tiny")
-    train_detector(Data(tiny_rows()), out, TrainConfig(features=FeatureConfig(table_size=4096)))
+    out = tmp_path_factory.mktemp("tiny") / "detector"
+    corpus = Corpus(tiny_traces())
+    assert {part_of_request(trace.request) for trace in corpus.traces} == {"train", "val", "test"}
+    network = tune_network(corpus, tiny_base, TINY, lambda *_: None)
+    finish(encode_with(network, corpus, lambda _: None), out, TINY, lambda _: None, {"how": "tiny"}, network.heads)
     return out

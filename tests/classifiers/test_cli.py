@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from classifiers.cli import app
-from classifiers.data import deduplicate, read_steps
+from classifiers.corpus import part_of_request
 from classifiers.detector import Detector
+from classifiers.evaluate import Evaluation
+from classifiers.perturb import ATTACKS
 from guard.errors import UserError
 from guard.steps import split_text
-from tests.classifiers.conftest import CUES, SAFE, tiny_rows
+from tests.classifiers.conftest import CUES, SAFE, tiny_traces
 
 
 def run(*args: object) -> str:
@@ -91,53 +95,88 @@ def test_judge_writes_probabilities(tmp_path: Path) -> None:
     assert row["answer_harm"] < 0.5 < row["refusal"] <= 1.0
 
 
-def test_train_on_given_rows_writes_a_loadable_artifact(tmp_path: Path) -> None:
-    source = _lines(tmp_path / "rows.jsonl", *(row.model_dump() for row in tiny_rows()))
-    output = run("train", "--data", source, "--out", tmp_path / "det", "--seed", 3)
-    assert "caught harmful requests" in output
-    manifest = json.loads((tmp_path / "det" / "manifest.json").read_text())
-    assert manifest["training"]["rows"] == len(tiny_rows())
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny traces as an operator's reviewed lines."""
+    path = tmp_path_factory.mktemp("own") / "own.jsonl"
+    rows = [
+        {
+            "id": trace.id, "lang": trace.language, "category": "", "label": trace.kind, "request": trace.request,
+            "steps": list(zip(trace.steps, trace.labels, strict=True)),
+        }
+        for trace in tiny_traces()
+    ]  # fmt: skip
+    return _lines(path, *rows)
+
+
+def train(out: Path, own: Path, tiny: Path, *more: object) -> Result:
+    """One retraining of the heads on the tiny encoder."""
+    asked = ["train", "--data", own, "--from", tiny, "--no-authored", "--out", out, *more]
+    return CliRunner().invoke(app, [str(arg) for arg in asked])
+
+
+def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "detector"
+    shutil.copytree(tiny, out)
+    result = train(out, own, tiny, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert "recall complying traces" in result.output
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["training"]["how"] == f"heads alone, encoder of {tiny.name}"
     assert manifest["training"]["seed"] == 3
-    assert set(manifest["metrics"]["auroc_step"]) == {"rate", "lo", "hi", "n"}
-    assert Detector.load(tmp_path / "det").version == manifest["version"]
-    assert sorted(path.name for path in (tmp_path / "det").iterdir()) == ["manifest.json", "model.onnx"]
+    assert Detector.load(out).version == manifest["version"] != Detector.load(tiny).version
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detector"]
 
 
-def test_public_requests_are_told_in_the_manifest(tmp_path: Path) -> None:
-    source = _lines(tmp_path / "rows.jsonl", *(row.model_dump() for row in tiny_rows()))
-    public = _lines(
-        tmp_path / "requests.jsonl",
-        {"request": "Steal the moon", "label": "harmful", "source": "a", "licence": "MIT", "category": "x"},
-        {"request": "steal  the moon", "label": "harmful", "source": "a", "licence": "MIT"},
-        {"request": "Paint the moon", "label": "benign", "source": "b"},
-    )
-    run("train", "--data", source, "--requests", public, "--out", tmp_path / "det")
-    manifest = json.loads((tmp_path / "det" / "manifest.json").read_text())
-    told = {name: value for name, value in manifest["training"].items() if name.startswith("requests_")}
-    assert told == {"requests_a": "1 rows, licence MIT", "requests_b": "1 rows, licence not given"}
-    assert manifest["metrics"]["auroc_request_unseen_a_and_b"]["n"] == 2
+def test_a_worse_artifact_is_refused_and_kept_aside(tiny: Path, own: Path, tmp_path: Path) -> None:
+    """Labels turned round: cues are called neutral and the other way about."""
+    out = tmp_path / "detector"
+    shutil.copytree(tiny, out)
+    lines = [json.loads(line) for line in own.read_text().splitlines()]
+    for line in lines:
+        if part_of_request(line["request"]) != "test" and line["label"] == "harmful":
+            line["steps"] = [[text, "neutral" if label == "cue" else "cue"] for text, label in line["steps"]]
+    result = train(out, _lines(tmp_path / "bad.jsonl", *lines), tiny)
+    assert result.exit_code == 3, result.output
+    assert "worse" in result.output
+    assert Detector.load(out).version == Detector.load(tiny).version
+    assert Detector.load(tmp_path / "detector.refused").version != Detector.load(tiny).version
+    compared = CliRunner().invoke(app, ["compare", str(out), str(tmp_path / "detector.refused"), "--data", str(own)])
+    assert compared.exit_code == 3
+    forced = train(out, tmp_path / "bad.jsonl", tiny, "--force")
+    assert forced.exit_code == 0
+    assert Detector.load(out).version != Detector.load(tiny).version
 
 
-def test_a_bad_public_request_is_named(tmp_path: Path) -> None:
-    public = _lines(tmp_path / "requests.jsonl", {"request": "r", "label": "odd", "source": "a"})
-    with pytest.raises(UserError, match=r"requests\.jsonl line 1 is malformed at label"):
-        run("train", "--requests", public, "--out", tmp_path / "det")
+def test_tuning_needs_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--tune learns from texts"):
+        run("train", "--tune", "--out", tmp_path / "detector")
 
 
-def test_train_without_benign_rows_says_so(tmp_path: Path) -> None:
-    source = _lines(
-        tmp_path / "rows.jsonl", *(row.model_dump() for row in tiny_rows() if row.request_label == "harmful")
-    )
-    with pytest.raises(UserError, match="steps under benign ones"):
-        run("train", "--data", source, "--out", tmp_path / "det")
-    assert not (tmp_path / "det").exists()
+def test_a_bad_line_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"bad\.jsonl line 1 is malformed"):
+        run("train", "--data", _lines(tmp_path / "bad.jsonl", {"id": "1"}), "--out", tmp_path / "detector")
+    assert not (tmp_path / "detector").exists()
 
 
-def test_duplicates_are_dropped_by_what_the_scorer_sees(tmp_path: Path) -> None:
-    row = tiny_rows()[0]
-    disguised = row.model_copy(update={"id": "2", "step": row.step.upper().replace(" ", "  ")})
-    assert deduplicate([row, disguised]) == [row]
-    assert read_steps([_lines(tmp_path / "a.jsonl", row.model_dump(), disguised.model_dump())]) == [row]
+def test_eval_writes_figures_and_plots(tiny: Path, own: Path, tmp_path: Path) -> None:
+    output = run("eval", "--model", tiny, "--data", own, "--out", tmp_path / "eval")
+    found = Evaluation.model_validate_json((tmp_path / "eval" / "eval.json").read_text())
+    assert found.detector == Detector.load(tiny).version
+    assert {"recall_complying_traces", "calibration_error"} <= set(found.overall)
+    assert {"source own", "source authored", "language fr"} <= set(found.slices)
+    assert set(found.attacks) == {*ATTACKS, "paraphrase", "translation"}
+    assert found.tiers["recall_both_tiers"].n == found.overall["recall_complying_traces"].n
+    assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == [
+        "first_detection.png", "precision_recall.png", "reliability.png", "roc.png",
+    ]  # fmt: skip
+    assert "attack: homoglyphs" in output
+
+
+def test_data_lists_sources() -> None:
+    output = run("data")
+    assert "star1" in output
+    assert "Apache-2.0" in output
 
 
 def test_agreement_needs_rows(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ from classifiers.normalise import normalise
         ("s\u0336t\u0336e\u0336a\u0336l\u0336", "steal"),
         ("Stra\u00dfe f\u00fcr alle", "strasse f\u00fcr alle"),
         ("\U000e0041hello\ufe0f", "hello"),
+        ("h4ck the 5erv3r", "hack the server"),
+        ("1337 b0mb, 7h3 d00r", "1337 bomb, the door"),
+        ("mp3 in 12kg, 2nd of covid19, b12", "mp3 in 12kg, 2nd of covid19, b12"),
         ("", ""),
     ],
 )
@@ -45,6 +48,6 @@ def test_never_fails_and_never_grows_past_the_limit(text: str) -> None:
 
 def test_hostile_runs_cost_linear_time() -> None:
     started = time.perf_counter()
-    for text in ("a " * 10**6, "a-" * 10**6, " " * 10**6, "\u0336" * 10**6):
+    for text in ("a " * 10**6, "a-" * 10**6, " " * 10**6, "\u0336" * 10**6, "a1" * 10**6):
         normalise(text)
     assert time.perf_counter() - started < 0.5

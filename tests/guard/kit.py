@@ -78,9 +78,11 @@ class WordDetector(Detector):
         self.threshold = 0.5
 
     def request(self, request: str) -> RequestContext:
-        return RequestContext(0.5, 0)
+        return RequestContext(np.zeros(1, np.float32), 0.5, 0)
 
-    def score(self, ctx: RequestContext, steps: Sequence[str]) -> npt.NDArray[np.float32]:
+    def score(
+        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
+    ) -> npt.NDArray[np.float32]:
         return np.array([score(step) for step in steps], np.float32)
 
 

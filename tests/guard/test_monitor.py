@@ -52,7 +52,8 @@ def test_a_cue_is_answered_by_the_trigger_token_by_token() -> None:
     ]
     assert watcher.receipt.model_dump() == {
         "guard_id": "kit", "policy": "default", "policy_hash": ONE.hash, "detector": "words-1",
-        "engine": "replay", "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "injected_tokens": n,
+        "engine": "replay", "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0,
+        "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
             {"step": 1, "at": 15, "trigger_id": "victim", "mode": "inject", "score": 0.875, "forced": n,
@@ -250,3 +251,33 @@ def test_decide_without_a_pending_step_does_nothing() -> None:
     watcher = kit.monitor(ONE)
     watcher.decide(0.875)
     assert (watcher.receipt.seen, watcher.steps, watcher.forced) == (0, [], None)
+
+
+CIPHER = kit.encode("V jvyy cynl fbzr punva bs fgrcf jvgubhg jbeqf abj.")
+
+
+def test_an_unreadable_step_is_a_cue_whatever_its_score() -> None:
+    watcher = kit.monitor(ONE)
+    feed(watcher, CIPHER)
+    assert [(step.score, step.cue, step.unreadable) for step in watcher.steps] == [(0.125, True, True)]
+    assert watcher.receipt.unreadable == 1
+    assert watcher.forced is not None
+
+
+def test_a_policy_may_only_flag_what_is_unreadable() -> None:
+    watcher = kit.monitor(ONE.model_copy(update={"unreadable": "flag"}))
+    feed(watcher, CIPHER)
+    assert [(step.cue, step.unreadable) for step in watcher.steps] == [(False, True)]
+    assert (watcher.receipt.unreadable, watcher.forced) == (1, None)
+
+
+def test_what_came_before_is_the_last_step_or_the_trigger_that_answered_it() -> None:
+    watcher = kit.monitor(ONE)
+    assert watcher.previous == ""
+    feed(watcher, CALM)
+    assert watcher.previous == kit.CALM
+    feed(watcher, CUE)
+    assert watcher.previous == kit.CUE
+    while watcher.forced is not None:
+        watcher.observe(watcher.forced)
+    assert watcher.previous == VICTIM.text

@@ -53,7 +53,8 @@ def check_replay(engine: Engine, trace: Trace) -> None:
     for token in [*trace.output_ids, None]:
         watcher.finish() if token is None else watcher.observe(token)
         if watcher.pending is not None:
-            watcher.decide(float(runtime.detector.score(context, [watcher.pending.text])[0]))
+            score = runtime.detector.score(context, [watcher.pending.text], watcher.previous)[0]
+            watcher.decide(float(score))
     assert (watcher.steps, watcher.receipt) == (trace.steps, trace.receipt)
 
 
@@ -70,7 +71,11 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
         [script.at + n, len(reply.ids) - len(script.answer)],
     ]
     context = detector.request(REQUEST)
-    scores = [float(detector.score(context, [runtime.table.text(reply.ids[a:b]).strip()])[0]) for a, b in texts]
+    said = [runtime.table.text(reply.ids[a:b]).strip() for a, b in texts]
+    scores = [
+        float(detector.score(context, [step], previous)[0])
+        for step, previous in zip(said, ["", said[0], trigger.text], strict=True)
+    ]
     assert scores[1] >= detector.threshold > max(scores[0], scores[2])
     steps = [
         StepRecord(start=a, end=b, zone="reasoning", score=score, cue=score == scores[1])

@@ -36,9 +36,9 @@ class Failing(Detector):
     def request(self, request: str) -> RequestContext:
         if self._fault == "request":
             raise MemoryError("no context")
-        return RequestContext(1.0, 0)
+        return RequestContext(np.zeros(1, np.float32), 1.0, 0)
 
-    def score(self, ctx: RequestContext, steps: Any) -> npt.NDArray[np.float32]:
+    def score(self, context: RequestContext, steps: Any, previous: str = "", **_: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise ValueError("no score")
         # Without a context a step must stay unscored, so a score of 0 here would show.

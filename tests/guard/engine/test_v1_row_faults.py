@@ -74,11 +74,11 @@ class Faulty(kit.WordDetector):
             raise RuntimeError("no context")
         return super().request(request)
 
-    def score(self, ctx: RequestContext, steps: Any) -> npt.NDArray[np.float32]:
+    def score(self, context: RequestContext, steps: Any, previous: str = "", **_: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise RuntimeError("no score")
         if self._fault == "request":
-            return super().score(ctx, steps)  # must not be asked without a context
+            return super().score(context, steps, previous)  # must not be asked without a context
         return np.array([], np.float32) if self._fault == "empty" else np.full(len(steps), np.nan, np.float32)
 
 

@@ -1,0 +1,261 @@
+"""From labelled traces to an artifact: fine-tune or keep the encoder, train the heads, calibrate, choose the
+thresholds on the validation part, measure on the frozen test part, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from classifiers.artifact import Manifest, load_files
+from classifiers.corpus import Corpus
+from classifiers.data import LabelledRequest
+from classifiers.detector import ENCODER_FILE, FIRST_FILE, HEAD_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.encoder import Encoder
+from classifiers.encoder_export import export_encoder, export_heads, quantise
+from classifiers.export import compare_scores, write_artifact
+from classifiers.features import risk_bucket, step_ids
+from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier
+from classifiers.hashed import HashedModel
+from classifiers.head_fit import HeadConfig, calibrate, fit_heads, risks_of, score_traces
+from classifiers.labels import Kind, LabelledTrace
+from classifiers.measure import Scored, calibration, choose_threshold, figures
+from classifiers.network import Heads, StepNetwork
+from classifiers.stats import Rate
+from classifiers.tune import TuneConfig, tune
+from classifiers.vectors import EncodedTrace, RiskVectors, encode_requests, encode_traces, pack, unpack
+
+Say = Callable[[str], None]
+PARITY = 1e-4
+"""Largest difference allowed between the heads in torch and in onnxruntime."""
+PUBLIC = frozenset({"star1", "ky295_advbench", "ky295_alpaca", "exaone45"})
+"""Sources whose texts do not ship; their vectors do."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Settings of one build."""
+
+    seed: int = 0
+    fpr: float = 0.01
+    """Share of ordinary benign requests that may hold a step above the threshold."""
+    fpr_alarming: float = 0.05
+    """The same of benign requests that sound harmful."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    heads: HeadConfig = field(default_factory=HeadConfig)
+
+    @property
+    def allowed(self) -> dict[Kind, float]:
+        """False alarms by kind of request."""
+        return {"benign": self.fpr, "alarming": self.fpr_alarming}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the heads need of an encoder: its files, the first tier, and the traces and requests as vectors."""
+
+    files: dict[str, bytes]
+    traces: Sequence[EncodedTrace]
+    risk: RiskVectors
+
+    def of(self, part: str) -> list[EncodedTrace]:
+        """Traces of one part."""
+        return [each for each in self.traces if each.part == part]
+
+
+def tune_network(corpus: Corpus, base: Path, config: BuildConfig, tick: Callable[[int, int, str], None]) -> StepNetwork:
+    """Fine-tune the pretrained encoder on the training part."""
+    validation = corpus.part("val")
+
+    @torch.no_grad()
+    def validate(network: StepNetwork) -> float:
+        scored = [_score_in_torch(network, trace) for trace in validation]
+        found = figures(scored, 0.5)
+        return float(np.mean([rate.rate for name, rate in found.items() if name.startswith("auroc_cue_vs_")]))
+
+    return tune(base, corpus.part("train"), corpus.requests, validate, config.tune, tick)
+
+
+def _score_in_torch(network: StepNetwork, trace: LabelledTrace) -> Scored:
+    steps = network.embed(trace.steps)
+    previous = torch.cat([torch.zeros_like(steps[:1]), steps[:-1]])
+    scores = network.heads(steps, previous, network.embed([trace.request]).expand_as(steps))[:, 0]
+    return Scored(trace, scores.numpy().astype(float), np.arange(1, len(scores) + 1), "val")
+
+
+def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Parts:
+    """Export a fine-tuned encoder and embed everything with what the runtime will run."""
+    say("exporting the encoder")
+    files = {
+        ENCODER_FILE: quantise(export_encoder(network)),
+        TOKENIZER_FILE: network.tokenizer_json.encode(),
+    }
+    say("training the first tier")
+    files[FIRST_FILE] = fit_first_tier(corpus.part("train"))
+    traces, risk = _encode(files, corpus.traces, corpus.requests, say)
+    public = [each for each in traces if each.trace.source in PUBLIC]
+    if public:
+        files[REPLAY_FILE] = pack(public, _encode(files, [], _public(corpus.requests), say)[1])
+    return Parts(files, traces, risk)
+
+
+def encode_kept(source: Path, corpus: Corpus, say: Say) -> Parts:
+    """Take encoder, first tier and public vectors from an artifact and embed the rest of the corpus."""
+    _, files = load_files(source, "detector")
+    known, asked = unpack(files[REPLAY_FILE]) if REPLAY_FILE in files else ([], None)
+    ids = {each.trace.id for each in known}
+    fresh = [trace for trace in corpus.traces if trace.id not in ids]
+    traces, risk = _encode(files, fresh, [row for row in corpus.requests if row.source == "pairs"], say)
+    return Parts(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk))
+
+
+def _public(requests: Sequence[LabelledRequest]) -> list[LabelledRequest]:
+    return [row for row in requests if row.source != "pairs"]
+
+
+def _encode(
+    files: dict[str, bytes], traces: Sequence[LabelledTrace], requests: Sequence[LabelledRequest], say: Say
+) -> tuple[list[EncodedTrace], RiskVectors]:
+    encoder = Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], ENCODER_FILE)
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if done % 50 == 0 or done == len(traces):
+            say(f"embedding traces, {done} of {len(traces)}")
+
+    encoded = encode_traces(encoder, traces, tick)
+    if not requests:
+        width = len(encoder.embed("a"))
+        return encoded, RiskVectors(np.zeros((0, width), np.float32), np.zeros(0, np.float32))
+    say(f"embedding {len(requests)} requests")
+    vectors = encode_requests(encoder, [row.request for row in requests])
+    return encoded, RiskVectors(vectors, np.array([row.label == "harmful" for row in requests], np.float32))
+
+
+def finish(
+    parts: Parts,
+    out: Path,
+    config: BuildConfig,
+    say: Say,
+    told: dict[str, str | int | float],
+    heads: Heads | None = None,
+) -> Manifest:
+    """Calibrate the heads, choose thresholds, write the artifact to `out`, and say how good it is.
+
+    `heads` are those that were trained together with the encoder; without them new ones are trained on the vectors.
+    """
+    train, validation = parts.of("train"), parts.of("val")
+    if heads is None:
+        say("training the heads")
+        heads = fit_heads(train, validation, parts.risk, config.heads, lambda n, of, s: say(f"heads, {n} of {of}: {s}"))
+    calibrate(heads, validation, parts.risk)
+    threshold = choose_threshold(score_traces(heads, validation), config.allowed)
+    files = parts.files | {HEAD_FILE: export_heads(heads)}
+    say("measuring")
+    return write_artifact(
+        out,
+        "detector",
+        files,
+        lambda staged: _check(staged, heads, validation),
+        features=FIRST_FEATURES,
+        threshold=threshold,
+        clearing=_clearing(files, heads, validation, threshold),
+        training_data=data_hash_of(parts),
+        training=told | {"seed": config.seed, "fpr": config.fpr, "fpr_alarming": config.fpr_alarming} | _counts(parts),
+        metrics=lambda staged: measure(Detector.load(staged), parts.of("test")),
+    )
+
+
+def _clearing(
+    files: dict[str, bytes], heads: Heads, validation: Sequence[EncodedTrace], threshold: float
+) -> list[tuple[float, float]]:
+    model = HashedModel(files[FIRST_FILE], FIRST_FILE)
+    known = [each for each in validation if any(each.trace.steps)]
+    rows: list[tuple[float, float, float, float]] = []
+    for each, scored, risk in zip(known, score_traces(heads, known), risks_of(heads, known), strict=True):
+        bucket = risk_bucket(risk, FIRST_FEATURES)
+        for step, label, full in zip(each.trace.steps, each.trace.labels, scored.scores, strict=True):
+            ids = step_ids(step, FIRST_FEATURES)
+            if ids:
+                rows.append((float(model.run([ids])[0, 0]), full, float(label == "cue"), bucket))
+    first, full, cue, buckets = np.array(rows).T
+    return choose_clearing(first, full, cue, buckets, threshold, len(FIRST_FEATURES.risk_edges) + 1)
+
+
+def _check(staged: Path, heads: nn.Module, validation: Sequence[EncodedTrace]) -> None:
+    detector = Detector.load(staged)
+    for each in validation[:20]:
+        with torch.inference_mode():
+            request = torch.from_numpy(each.request).expand(len(each.steps), -1)
+            wanted = heads(torch.from_numpy(each.steps), torch.from_numpy(each.previous), request)[:, 0].numpy()
+        compare_scores(detector.score_vectors(each.request, each.steps, each.previous), wanted, PARITY)
+
+
+def score_encoded(detector: Detector, traces: Sequence[EncodedTrace]) -> list[Scored]:
+    """Score traces as the guard would: with both tiers where there is text, else from their vectors."""
+    found = []
+    for each in traces:
+        if any(each.trace.steps):
+            scores = detector.score(detector.request(each.trace.request), each.trace.steps)
+        else:
+            scores = detector.score_vectors(each.request, each.steps, each.previous)
+        found.append(Scored(each.trace, scores.astype(float), each.ends, each.part))
+    return found
+
+
+def measure(detector: Detector, test: Sequence[EncodedTrace]) -> dict[str, Rate]:
+    """All figures of the test part, and of its unseen family and language apart."""
+    scored = score_encoded(detector, test)
+    found = figures(scored, detector.threshold)
+    if scored:
+        found["calibration_error"] = calibration(scored)
+    for name, kept in (
+        ("unseen_family", [each for each in scored if each.trace.source == "exaone45"]),
+        ("unseen_language", [each for each in scored if each.trace.language == "fr"]),
+    ):
+        found |= {f"{key}_{name}": rate for key, rate in figures(kept, detector.threshold).items()} if kept else {}
+    return found
+
+
+def float_loss(network: StepNetwork, out: Path, corpus: Corpus, say: Say) -> dict[str, Rate]:
+    """Figures of the test part with the encoder in float32 and in int8, under the artifact's heads and threshold."""
+    detector = Detector.load(out)
+    files = {ENCODER_FILE: export_encoder(network), TOKENIZER_FILE: network.tokenizer_json.encode()}
+    sides = {"float32": Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], "float32"), "int8": detector.encoder}
+    found: dict[str, Rate] = {}
+    for name, encoder in sides.items():
+        say(f"embedding in {name}")
+        scored = [
+            Scored(each.trace, detector.score_vectors(each.request, each.steps, each.previous), each.ends)
+            for each in encode_traces(encoder, corpus.part("test"))
+        ]
+        measured = figures(scored, detector.threshold)
+        found |= {f"{key}_{name}": measured[key] for key in _LOSS if key in measured}
+    return dict(sorted(found.items()))
+
+
+_LOSS = ("recall_complying_traces", "flagged_alarming_traces", "auroc_cue_vs_benign", "auroc_cue_vs_deliberation")
+
+
+def _counts(parts: Parts) -> dict[str, str | int | float]:
+    counts: dict[str, str | int | float] = {"requests": len(parts.risk.harmful)}
+    for part in ("train", "val", "test"):
+        traces = parts.of(part)
+        counts |= {f"{part}_traces": len(traces), f"{part}_steps": sum(len(each.steps) for each in traces)}
+    return counts
+
+
+def data_hash_of(parts: Parts) -> str:
+    """sha256 over ids, requests and labels of all traces."""
+    digest = hashlib.sha256()
+    for each in parts.traces:
+        digest.update(f"{each.trace.id}\0{each.part}\0{','.join(each.trace.labels)}\n".encode())
+    digest.update(np.ascontiguousarray(parts.risk.harmful).tobytes())
+    return digest.hexdigest()

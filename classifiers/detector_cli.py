@@ -1,0 +1,371 @@
+"""Commands around the detector: train, eval, export, compare, ablate, label, data."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from classifiers.labels import AUTHORED_EXAMPLE, TRACE_EXAMPLE
+from guard.errors import UserError
+
+if TYPE_CHECKING:
+    from classifiers.artifact import Manifest
+    from classifiers.compare import Difference
+    from classifiers.corpus import Corpus
+    from classifiers.network import StepNetwork
+    from classifiers.stats import Rate
+
+Own = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help=f"JSONL of your labelled traces, repeatable. A line: {AUTHORED_EXAMPLE}"),
+]
+Texts = Annotated[
+    Path | None, typer.Option(help=f"JSONL with the texts of the public labelled traces. A line: {TRACE_EXAMPLE}")
+]
+Requests = Annotated[
+    Path | None, typer.Option(help='JSONL of labelled requests: {"request", "label", "source", "licence"}.')
+]
+Model = Annotated[Path | None, typer.Option(help="Artifact directory; by default the one in the package.")]
+Fpr = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of ordinary benign requests that may be flagged.")]
+FprAlarming = Annotated[float, typer.Option(min=0.0, max=0.5, help="The same of benign requests that sound harmful.")]
+WORSE = 3
+"""Exit code of a training run whose artifact was refused."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the classifiers' command group."""
+    for command in (train, export, ablate, label):
+        app.command()(command)
+    app.command("eval")(evaluate)
+    app.command("compare")(compare_two)
+    app.command("data")(data)
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Artifact directory. One that is there is replaced only by one no worse.")],
+    own: Own = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Fine-tune the encoder too (a quarter of an hour on two cores; needs --texts)."),
+    ] = False,
+    base: Annotated[Path | None, typer.Option(help="With --tune: directory of the pretrained encoder.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="With --tune: where to keep the float weights.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Without --tune: artifact whose encoder is kept; by default the shipped one."),
+    ] = None,
+    texts: Texts = None,
+    requests: Requests = None,
+    authored: Annotated[bool, typer.Option(help="Learn from the shipped authored traces too.")] = True,
+    epochs: Annotated[int, typer.Option(min=1, max=20, help="With --tune: passes over the data.")] = 3,
+    seed: Annotated[int, typer.Option(help="Decides initial weights and the order of the data.")] = 0,
+    fpr: Fpr = 0.01,
+    fpr_alarming: FprAlarming = 0.05,
+    force: Annotated[bool, typer.Option("--force", help="Replace the artifact even by a worse one.")] = False,
+) -> None:
+    """Train a detector: shipped labels and vectors, authored traces, and your own reviewed traces.
+
+    By default the encoder is kept and the heads are trained on vectors, which takes a minute or two. The new artifact
+    is compared with the one in --out (or the shipped one) on the frozen test part; where it is worse, the old one
+    stays, the new one is left beside it as DIR.refused, and the exit code is 3.
+
+    Example: cli.py classifier train --data reviewed.jsonl --out runs/detector
+    """
+    from classifiers.build import BuildConfig, encode_kept, encode_with, finish, tune_network
+    from classifiers.corpus import read_corpus
+    from classifiers.detector import DEFAULT
+    from classifiers.head_fit import HeadConfig
+    from classifiers.network import base_directory
+    from classifiers.tune import TuneConfig
+
+    config = BuildConfig(seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), HeadConfig(seed=seed))
+    if tune and texts is None:
+        raise UserError(
+            "--tune learns from texts", fix="Give --texts FILE (`classifier data` says which), or drop --tune"
+        )
+    corpus = read_corpus(texts, requests, own or (), authored=authored)
+    candidate = out.with_name(out.name + ".candidate")
+    with progress("Training the detector") as (say, tick):
+        if tune:
+            network = tune_network(corpus, base_directory(base), config, tick)
+            if checkpoint:
+                save_checkpoint(network, checkpoint)
+            parts, heads = encode_with(network, corpus, say), network.heads
+            how = f"encoder fine-tuned for {epochs} epochs"
+        else:
+            parts, heads = encode_kept(start or DEFAULT, corpus, say), None
+            how = f"heads alone, encoder of {(start or DEFAULT).name}"
+        manifest = finish(parts, candidate, config, say, {"how": how, "own": len(own or ())}, heads)
+    print_manifest(manifest)
+    settle(candidate, out, corpus, force=force)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Float weights that `train --tune --checkpoint` kept.")],
+    out: Annotated[Path, typer.Option(help="Artifact directory to write.")],
+    texts: Texts = None,
+    requests: Requests = None,
+    base: Annotated[Path | None, typer.Option(help="Directory of the pretrained encoder.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the heads.")] = 0,
+    fpr: Fpr = 0.01,
+    fpr_alarming: FprAlarming = 0.05,
+) -> None:
+    """Turn float weights into an int8 artifact, check that the runtime agrees, and show what int8 costs.
+
+    Example: cli.py classifier export runs/net.safetensors --texts traces.jsonl --out runs/detector
+    """
+    from classifiers.build import BuildConfig, encode_with, finish, float_loss
+    from classifiers.corpus import read_corpus
+    from classifiers.head_fit import HeadConfig
+    from classifiers.network import base_directory
+
+    corpus = read_corpus(texts, requests)
+    config = BuildConfig(seed, fpr, fpr_alarming, heads=HeadConfig(seed=seed))
+    network = load_checkpoint(checkpoint, base_directory(base))
+    with progress("Exporting the detector") as (say, _):
+        parts = encode_with(network, corpus, say)
+        manifest = finish(parts, out, config, say, {"how": f"exported from {checkpoint.name}", "own": 0}, network.heads)
+        loss = float_loss(network, out, corpus, say)
+    print_manifest(manifest)
+    print_rates("int8 against float32, test part", loss)
+
+
+def save_checkpoint(network: StepNetwork, path: Path) -> None:
+    """Write a network's weights as safetensors."""
+    from safetensors.torch import save_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(network, str(path))
+
+
+def load_checkpoint(path: Path, base: Path) -> StepNetwork:
+    """Read weights that `save_checkpoint` wrote; UserError when they are not such weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    from classifiers.network import StepNetwork
+    from classifiers.tune import TuneConfig
+
+    network = StepNetwork(base, TuneConfig().frozen_layers)
+    try:
+        load_model(network, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is no checkpoint", got=str(error)[:200], wanted="what `train --checkpoint` wrote"
+        ) from None
+    return network.eval()
+
+
+def settle(candidate: Path, out: Path, corpus: Corpus, *, force: bool) -> None:
+    """Put the candidate in place of the artifact it is compared with, unless it is worse: then exit with code 3."""
+    from classifiers.detector import DEFAULT
+    from classifiers.export import install
+
+    rival = out if (out / "manifest.json").exists() else DEFAULT if (DEFAULT / "manifest.json").exists() else None
+    worse = False
+    if rival is not None:
+        differences = compare_paths(rival, candidate, corpus)
+        print_differences(rival, candidate, differences)
+        worse = any(each.worse for each in differences)
+    if worse and not force:
+        refused = out.with_name(out.name + ".refused")
+        shutil.rmtree(refused, ignore_errors=True)
+        candidate.replace(refused)
+        Console(stderr=True).print(
+            f"The new detector is worse on the frozen test part: {rival} stays as it is, the new one lies in "
+            f"{refused}. --force replaces it all the same.",
+            highlight=False,
+        )
+        raise typer.Exit(WORSE)
+    install(candidate, out)
+    shutil.rmtree(candidate)
+    Console().print(f"Written to {out}", highlight=False)
+
+
+def compare_paths(first: Path, second: Path, corpus: Corpus) -> list[Difference]:
+    """Compare two artifacts on the frozen test part."""
+    from classifiers.build import score_encoded
+    from classifiers.compare import compare
+    from classifiers.detector import Detector
+    from classifiers.evaluate import test_part
+
+    sides = [(Detector.load(path), path) for path in (first, second)]
+    parts = [test_part(path, detector, corpus) for detector, path in sides]
+    shared = {each.trace.id for each in parts[0]} & {each.trace.id for each in parts[1]}
+    scored = [
+        score_encoded(detector, [each for each in part if each.trace.id in shared])
+        for (detector, _), part in zip(sides, parts, strict=True)
+    ]
+    return compare(scored[0], scored[1], (sides[0][0].threshold, sides[1][0].threshold))
+
+
+def compare_two(
+    first: Annotated[Path, typer.Argument(help="Artifact directory.")],
+    second: Annotated[Path, typer.Argument(help="Artifact directory.")],
+    own: Own = None,
+    texts: Texts = None,
+) -> None:
+    """Compare two detectors on the same traces: a paired bootstrap, each at its own threshold.
+
+    Exit code 3 when the second is worse than the first in any figure.
+    Example: cli.py classifier compare classifiers/default runs/detector
+    """
+    from classifiers.corpus import read_corpus
+
+    differences = compare_paths(first, second, read_corpus(texts, None, own or ()))
+    print_differences(first, second, differences)
+    if any(each.worse for each in differences):
+        raise typer.Exit(WORSE)
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Directory for eval.json and the plots.")],
+    model: Model = None,
+    own: Own = None,
+    texts: Texts = None,
+) -> None:
+    """Measure a detector on the frozen test part: figures, slices, tiers, attacks, and plots.
+
+    Public traces are measured from the vectors in the artifact, or from their texts where --texts gives them.
+    Example: cli.py classifier eval --out runs/eval
+    """
+    from classifiers.build import score_encoded
+    from classifiers.corpus import read_corpus
+    from classifiers.detector import DEFAULT, Detector
+    from classifiers.evaluate import evaluate as run
+    from classifiers.evaluate import test_part
+    from classifiers.plots import draw
+
+    detector = Detector.load(model)
+    traces = test_part(model or DEFAULT, detector, read_corpus(texts, None, own or ()))
+    if not traces:
+        raise UserError("there is nothing to measure on", wanted="traces of the test part")
+    with progress("Measuring the detector") as (say, _):
+        found = run(detector, traces, " ".join(["cli.py", *sys.argv[1:]]), say)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "eval.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        say("drawing")
+        draw(score_encoded(detector, traces), detector.threshold, out)
+    print_rates(
+        f"{found.detector}, {found.traces} traces of the test part, threshold {found.threshold:g}", found.overall
+    )
+    for name, part in found.slices.items():
+        print_rates(name, part)
+    print_rates("tiers, traces with text", found.tiers)
+    for name, part in found.attacks.items():
+        print_rates(f"attack: {name}", part)
+    Console().print(f"Written to {out}", highlight=False)
+
+
+def ablate(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    model: Model = None,
+    texts: Texts = None,
+    seed: Annotated[int, typer.Option(help="Of the heads.")] = 0,
+) -> None:
+    """Train the heads again without one thing at a time, on the same encoder, and measure the test part.
+
+    Example: cli.py classifier ablate --out runs/ablations.json
+    """
+    import json
+
+    from classifiers.ablate import ablations
+    from classifiers.corpus import read_corpus
+    from classifiers.detector import DEFAULT
+
+    with progress("Ablations") as (say, _):
+        found = ablations(model or DEFAULT, read_corpus(texts), seed, say)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: {key: rate.model_dump() for key, rate in part.items()} for name, part in found.items()}
+    out.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    for name, part in found.items():
+        print_rates(name, part)
+
+
+def label(
+    out: Annotated[Path, typer.Option(help="JSONL that your labels are appended to; give it to `train --data`.")],
+    traces: Annotated[Path | None, typer.Option(help="Directory that `serve` writes traces to.")] = None,
+    input: Annotated[
+        Path | None, typer.Option(help='Or a JSONL of reasonings: {"id", "request", "reasoning"}.')
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer decodes the traces; by default theirs.")
+    ] = None,
+    detector: Annotated[Path | None, typer.Option(help="Detector whose doubts come first.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many traces to ask about.")] = 20,
+) -> None:
+    """Label the traces that the detector doubts most, in the terminal (active learning).
+
+    Example: cli.py classifier label --traces runs/traces --out reviewed.jsonl
+    """
+    from classifiers.review import from_rows, from_spool, review
+
+    if (traces is None) == (input is None):
+        raise UserError("there is nothing to label", wanted="either --traces or --input")
+    rows = from_spool(traces, model) if traces else from_rows(input) if input else []
+    review(rows, out, detector, limit, Console())
+
+
+def data(
+    out: Annotated[Path | None, typer.Option(help="Directory to assemble the public sets in, from the hub.")] = None,
+) -> None:
+    """List the public sources that the shipped detector learned from; with --out assemble those that the hub has.
+
+    Example: cli.py classifier data --out runs/data
+    """
+    from classifiers.sources import SOURCES, assemble
+
+    table = Table(title="Public sources")
+    for column in ("source", "what", "licence", "where", "used for"):
+        table.add_column(column)
+    for source in SOURCES:
+        table.add_row(source.name, source.what, source.licence, source.where, source.use)
+    Console().print(table)
+    if out:
+        with progress("Assembling") as (say, _):
+            lines = assemble(out, say)
+        for line in lines:
+            Console().print(line, highlight=False)
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """Print what a new artifact is worth."""
+    print_rates(f"{manifest.version}, threshold {manifest.threshold:g}", manifest.metrics)
+
+
+def print_rates(title: str, rates: dict[str, Rate]) -> None:
+    """Print figures with their intervals."""
+    table = Table("figure", "value [95 % interval]", "n", title=title)
+    for name, rate in rates.items():
+        table.add_row(name.replace("_", " "), f"{rate.rate:.3f} [{rate.lo:.3f}, {rate.hi:.3f}]", str(rate.n))
+    Console().print(table)
+
+
+def print_differences(first: Path, second: Path, differences: list[Difference]) -> None:
+    """Print both detectors' figures and the change."""
+    table = Table("figure", str(first), str(second), "change [95 % interval]", "verdict", title="Frozen test part")
+    for each in differences:
+        change = f"{each.change.rate:+.3f} [{each.change.lo:+.3f}, {each.change.hi:+.3f}]"
+        table.add_row(each.name.replace("_", " "), f"{each.first:.3f}", f"{each.second:.3f}", change, each.verdict)
+    Console().print(table)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int, str], None]]]:
+    """A progress bar: `say(step)` names what goes on, `tick(done, total, step)` also how far it is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield (
+            lambda step: bar.update(task, description=f"{what}: {step}", total=None),
+            lambda done, total, step: bar.update(task, description=f"{what}: {step}", completed=done, total=total),
+        )

@@ -1,0 +1,152 @@
+"""Trains the heads on vectors: minutes where fine-tuning the encoder takes a quarter of an hour."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from classifiers.measure import Scored
+from classifiers.network import Heads
+from classifiers.tune import RISK_SHARE, RISKY, UNSURE_WEIGHT
+from classifiers.vectors import EncodedTrace, RiskVectors
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Settings of one run over vectors."""
+
+    seed: int = 0
+    epochs: int = 20
+    """At most; training stops when the validation loss has not fallen for `patience` epochs."""
+    patience: int = 3
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    batch: int = 256
+    """Steps in a batch."""
+    requests: int = 64
+    """Requests in a batch."""
+    own_weight: float = 3.0
+    """Of a step of the operator's own traffic."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    steps: Tensor
+    previous: Tensor
+    requests: Tensor
+    labels: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, traces: Sequence[EncodedTrace], own_weight: float) -> _Columns:
+        weights = [
+            np.array([UNSURE_WEIGHT if i in each.trace.unsure else 1.0 for i in range(len(each.steps))])
+            * (own_weight if each.trace.source == "own" else 1.0)
+            for each in traces
+        ]
+        return cls(
+            torch.from_numpy(np.concatenate([each.steps for each in traces])),
+            torch.from_numpy(np.concatenate([each.previous for each in traces])),
+            torch.from_numpy(np.concatenate([np.tile(each.request, (len(each.steps), 1)) for each in traces])),
+            torch.from_numpy(np.concatenate([each.labels for each in traces])),
+            torch.from_numpy(np.concatenate(weights)).float(),
+        )
+
+    def loss(self, heads: Heads, rows: Tensor) -> Tensor:
+        logits = heads.step_logits(self.steps[rows], self.previous[rows], self.requests[rows])
+        each = functional.cross_entropy(logits, self.labels[rows], reduction="none")
+        return (each * self.weights[rows]).sum() / self.weights[rows].sum()
+
+
+def fit_heads(
+    train: Sequence[EncodedTrace],
+    validation: Sequence[EncodedTrace],
+    risk: RiskVectors,
+    config: HeadConfig,
+    tick: Callable[[int, int, str], None] = lambda *_: None,
+) -> Heads:
+    """Return heads trained on `train` and `risk`, from the epoch with the lowest loss on `validation`.
+
+    They are in evaluation mode and uncalibrated.
+    """
+    torch.manual_seed(config.seed)
+    heads = Heads(train[0].steps.shape[1])
+    columns, held = _Columns.of(train, config.own_weight), _Columns.of(validation, 1.0)
+    asked = _with_traces(risk, train)
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    best, kept, waited = float("inf"), copy.deepcopy(heads.state_dict()), 0
+    for epoch in range(config.epochs):
+        heads.train()
+        for rows in torch.randperm(len(columns.labels)).split(config.batch):  # type: ignore[no-untyped-call]
+            loss = columns.loss(heads, rows) + RISK_SHARE * _risk_loss(heads, asked, config.requests)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        heads.eval()
+        with torch.inference_mode():
+            found = float(columns_loss(held, heads))
+        tick(epoch + 1, config.epochs, f"validation loss {found:.4f}")
+        waited = 0 if found < best else waited + 1
+        if found < best:
+            best, kept = found, copy.deepcopy(heads.state_dict())
+        if waited >= config.patience:
+            break
+    heads.load_state_dict(kept)
+    return heads.eval()
+
+
+def columns_loss(columns: _Columns, heads: Heads) -> Tensor:
+    """The loss over all rows."""
+    return columns.loss(heads, torch.arange(len(columns.labels)))
+
+
+def _with_traces(risk: RiskVectors, traces: Sequence[EncodedTrace]) -> RiskVectors:
+    own = RiskVectors(
+        np.stack([each.request for each in traces]), np.array([RISKY[each.trace.kind] for each in traces], np.float32)
+    )
+    return risk.joined(own)
+
+
+def _risk_loss(heads: Heads, risk: RiskVectors, count: int) -> Tensor:
+    rows = torch.randint(len(risk.harmful), (count,)).numpy()
+    logits = heads.request_logits(torch.from_numpy(risk.vectors[rows]))
+    return functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(risk.harmful[rows]))
+
+
+@torch.inference_mode()
+def calibrate(heads: Heads, validation: Sequence[EncodedTrace], risk: RiskVectors) -> Heads:
+    """Fit both temperatures on the validation part, so that scores are probabilities."""
+    columns, asked = _Columns.of(validation, 1.0), _with_traces(risk, validation)
+    logits = heads.step_logits(columns.steps, columns.previous, columns.requests)
+    risks = heads.request_logits(torch.from_numpy(asked.vectors))
+    harmful = torch.from_numpy(asked.harmful)
+    is_cue = (columns.labels == 0).float()
+    grid = [float(t) for t in np.geomspace(0.3, 5.0, 60)]
+    cue = [float(functional.binary_cross_entropy((logits / t).softmax(-1)[:, 0], is_cue)) for t in grid]
+    risky = [float(functional.binary_cross_entropy_with_logits(risks / t, harmful)) for t in grid]
+    heads.temperature.copy_(torch.tensor([grid[int(np.argmin(losses))] for losses in (cue, risky)]))
+    return heads
+
+
+@torch.inference_mode()
+def score_traces(heads: Heads, traces: Sequence[EncodedTrace]) -> list[Scored]:
+    """Return each trace with the scores that the heads give its steps."""
+    found = []
+    for each in traces:
+        request = torch.from_numpy(each.request).expand(len(each.steps), -1)
+        scores = heads(torch.from_numpy(each.steps), torch.from_numpy(each.previous), request)[:, 0]
+        found.append(Scored(each.trace, scores.numpy().astype(float), each.ends, each.part))
+    return found
+
+
+@torch.inference_mode()
+def risks_of(heads: Heads, traces: Sequence[EncodedTrace]) -> list[float]:
+    """Return the risk of each trace's request, a probability."""
+    vectors = torch.from_numpy(np.stack([each.request for each in traces]))
+    return [float(value) for value in heads(vectors, torch.zeros_like(vectors), vectors)[:, 1]]

@@ -1,0 +1,173 @@
+"""Fine-tunes the encoder with its heads on labelled traces: windows of consecutive steps, each beside its request.
+
+A batch holds windows of a few traces and some requests for the risk alone. Every epoch is measured on the validation
+part; the best one is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from classifiers.data import LabelledRequest
+from classifiers.labels import Kind, LabelledTrace
+from classifiers.network import StepNetwork
+from classifiers.vectors import LABELS
+
+Tick = Callable[[int, int, str], None]
+"""Called with (done, total, what it says) as training goes on."""
+RISKY: dict[Kind, float] = {"harmful": 1.0, "alarming": 0.0, "benign": 0.0}
+UNSURE_WEIGHT = 0.4
+"""Of a step that its labeller doubted."""
+RISK_SHARE = 0.5
+"""Weight of the request's loss beside the steps'."""
+_POLICY = re.compile(r"\b(?:safety )?(?:polic(?:y|ies)|guidelines)\b", re.IGNORECASE)
+_INSTEAD = ("rules", "principles", "instructions", "values")
+POLICY_SOURCES = frozenset({"star1"})
+"""Nearly all reasonings of these were told to cite a policy: an artefact that must not become a feature."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Settings of one fine-tuning run."""
+
+    seed: int = 0
+    epochs: int = 3
+    lr: float = 1e-4
+    head_lr: float = 1e-3
+    frozen_layers: int = 3
+    window: int = 12
+    """Steps of one trace in a batch."""
+    traces: int = 6
+    """Traces in a batch."""
+    requests: int = 16
+    """Requests in a batch that only teach risk."""
+    blind: bool = False
+    """Ablation: the step head sees neither request nor risk."""
+
+
+Window = tuple[LabelledTrace, int, int]
+
+
+def tune(
+    base: Path,
+    traces: Sequence[LabelledTrace],
+    requests: Sequence[LabelledRequest],
+    validate: Callable[[StepNetwork], float],
+    config: TuneConfig,
+    tick: Tick = lambda *_: None,
+) -> StepNetwork:
+    """Return the network of the epoch with the highest `validate`, in evaluation mode.
+
+    ValueError without traces. Two runs of one configuration on one machine give the same weights.
+    """
+    if not traces:
+        raise ValueError("fine-tuning needs labelled traces")
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    network = StepNetwork(base, config.frozen_layers)
+    optimiser, schedule, total = _optimiser(network, len(_windows(traces, config, rng)), config)
+    best, kept, done = float("-inf"), copy.deepcopy(network.state_dict()), 0
+    for epoch in range(config.epochs):
+        network.learning()
+        windows = _windows(traces, config, rng)
+        for start in range(0, len(windows), config.traces):
+            loss = _loss(network, windows[start : start + config.traces], requests, config, rng)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            done += 1
+            tick(done, total, f"epoch {epoch + 1} of {config.epochs}, loss {loss.item():.3f}")
+        network.eval()
+        found = validate(network)
+        tick(done, total, f"epoch {epoch + 1} of {config.epochs}, validation {found:.4f}")
+        if found > best:
+            best, kept = found, copy.deepcopy(network.state_dict())
+    network.load_state_dict(kept)
+    return network.eval()
+
+
+def _optimiser(
+    network: StepNetwork, windows: int, config: TuneConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, int]:
+    body = [each for each in network.encoder.parameters() if each.requires_grad]
+    groups = [{"params": body, "lr": config.lr}, {"params": list(network.heads.parameters()), "lr": config.head_lr}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
+    total = -(-windows // config.traces) * config.epochs
+    warmup = max(1.0, 0.08 * total)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / warmup, max(0.02, 1 - step / total))
+    )
+    return optimiser, schedule, total
+
+
+def _windows(traces: Sequence[LabelledTrace], config: TuneConfig, rng: random.Random) -> list[Window]:
+    """Cut every trace into windows, at another offset each epoch, and shuffle them."""
+    windows: list[Window] = []
+    for trace in traces:
+        count = len(trace.steps)
+        offset = rng.randrange(config.window) if count > config.window else 0
+        starts = [0, *range(offset, count, config.window)] if offset else list(range(0, count, config.window))
+        windows += [(trace, a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if a < b]
+    rng.shuffle(windows)
+    return windows
+
+
+def _loss(
+    network: StepNetwork,
+    windows: Sequence[Window],
+    requests: Sequence[LabelledRequest],
+    config: TuneConfig,
+    rng: random.Random,
+) -> Tensor:
+    drawn = rng.sample(requests, min(config.requests, len(requests)))
+    texts: list[str] = []
+    here: list[int] = []
+    before: list[int] = []
+    owner: list[int] = []
+    for number, (trace, start, stop) in enumerate(windows):
+        for index in range(max(0, start - 1), stop):
+            texts.append(disguise_source(trace, trace.steps[index], rng))
+            if index >= start:
+                here.append(len(texts) - 1)
+                before.append(len(texts) - 2 if index else -1)
+                owner.append(number)
+    vectors = network.embed(texts)
+    asked = network.embed([trace.request for trace, _, _ in windows] + [row.request for row in drawn])
+    previous = torch.cat([vectors, torch.zeros_like(vectors[:1])])[before]
+    context = torch.zeros_like(asked) if config.blind else asked
+    logits = network.heads.step_logits(vectors[here], previous, context[owner])
+    risky = [RISKY[trace.kind] for trace, _, _ in windows] + [float(row.label == "harmful") for row in drawn]
+    risk = functional.binary_cross_entropy_with_logits(network.heads.request_logits(asked), torch.tensor(risky))
+    return step_loss(logits, windows) + RISK_SHARE * risk
+
+
+def step_loss(logits: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Cross entropy of logits [n, 3] of all steps of the windows, doubtful steps weighing less."""
+    labels = [LABELS.index(trace.labels[index]) for trace, start, stop in windows for index in range(start, stop)]
+    weights = torch.tensor(
+        [
+            UNSURE_WEIGHT if index in trace.unsure else 1.0
+            for trace, start, stop in windows
+            for index in range(start, stop)
+        ]
+    )
+    each = functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
+    return (each * weights).sum() / weights.sum()
+
+
+def disguise_source(trace: LabelledTrace, step: str, rng: random.Random) -> str:
+    """A step in which the word that gives its source away is another one, most of the time."""
+    if trace.source not in POLICY_SOURCES:
+        return step
+    return _POLICY.sub(lambda found: rng.choice((*_INSTEAD, found.group())), step)

@@ -1,0 +1,215 @@
+"""Fine-tuning, heads, vectors and the artifact that comes of them, on the tiny encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from classifiers.artifact import load_files, version_of
+from classifiers.build import encode_kept, finish, score_encoded
+from classifiers.corpus import Corpus
+from classifiers.detector import ENCODER_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.encoder import Encoder
+from classifiers.encoder_export import export_encoder, quantise
+from classifiers.export import compare_scores
+from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
+from classifiers.head_fit import calibrate, fit_heads
+from classifiers.labels import LabelledTrace
+from classifiers.network import Heads, StepNetwork, base_directory
+from classifiers.tune import UNSURE_WEIGHT, TuneConfig, disguise_source, step_loss, tune
+from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
+from guard.errors import UserError
+from tests.classifiers.conftest import TINY, tiny_traces
+
+TEXTS = ["Short.", "A somewhat longer sentence with more words in it.", "Short.", "你好，世界"]
+
+
+@pytest.fixture(scope="module")
+def network(tiny_base: Path) -> StepNetwork:
+    return StepNetwork(tiny_base, 2).eval()
+
+
+def test_batched_vectors_are_those_of_each_text_alone(network: StepNetwork) -> None:
+    """Padding, sorting and the cache of the frozen layers change nothing; the encoder itself says what is right."""
+    with torch.no_grad():
+        batch = network.embed(TEXTS)
+        for text, vector in zip(TEXTS, batch, strict=True):
+            ids = torch.tensor([network._tokenizer.encode(text.lower()).ids])
+            alone = network.encoder(input_ids=ids).last_hidden_state.mean(1)[0]
+            assert torch.allclose(vector, alone, atol=1e-5)
+
+
+def test_the_exported_encoder_gives_the_networks_vectors(network: StepNetwork) -> None:
+    tokenizer = network.tokenizer_json.encode()
+    payload = export_encoder(network)
+    exact, small = Encoder(payload, tokenizer, "float"), Encoder(quantise(payload), tokenizer, "int8")
+    with torch.no_grad():
+        wanted = network.embed(TEXTS).numpy()
+    for text, vector in zip(TEXTS, wanted, strict=True):
+        assert np.abs(exact.embed(text) - vector).max() < 1e-5
+        cosine = float(small.embed(text) @ vector / np.linalg.norm(small.embed(text)) / np.linalg.norm(vector))
+        assert cosine > 0.98
+
+
+def test_frozen_layers_stay_and_a_run_repeats(tiny_base: Path) -> None:
+    traces = tiny_traces()[:12]
+    config = TuneConfig(epochs=1, frozen_layers=2)
+    first, second = (tune(tiny_base, traces, [], lambda _: 0.0, config) for _ in range(2))
+    start = StepNetwork(tiny_base, 2)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert torch.equal(
+        first.encoder.encoder.layer[1].output.dense.weight, start.encoder.encoder.layer[1].output.dense.weight
+    )
+    assert not torch.equal(
+        first.encoder.encoder.layer[2].output.dense.weight, start.encoder.encoder.layer[2].output.dense.weight
+    )
+
+
+def test_the_best_epoch_is_kept(tiny_base: Path) -> None:
+    values = iter([0.9, 0.5, 0.1])
+    seen: list[torch.Tensor] = []
+
+    def validate(network: StepNetwork) -> float:
+        seen.append(network.heads.risk.weight.detach().clone())
+        return next(values)
+
+    kept = tune(tiny_base, tiny_traces()[:12], [], validate, TuneConfig(epochs=3))
+    assert torch.equal(kept.heads.risk.weight, seen[0])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_step_loss_weighs_doubtful_steps_less() -> None:
+    trace = LabelledTrace("1", "s", "r", "harmful", ("a", "b", "c"), ("cue", "trigger", "neutral"), frozenset({1}))
+    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0]])
+    each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
+    wanted = (each[0] + UNSURE_WEIGHT * each[1]) / (1 + UNSURE_WEIGHT)
+    assert step_loss(logits, [(trace, 0, 2)]).item() == pytest.approx(wanted.item())
+
+
+def test_the_giveaway_word_of_a_source_is_disguised() -> None:
+    import random
+
+    trace = LabelledTrace("1", "star1", "r", "harmful", ("x",), ("neutral",))
+    rng = random.Random(0)
+    seen = {disguise_source(trace, "The safety policy says no.", rng) for _ in range(60)}
+    assert len(seen) == 5
+    assert disguise_source(replace(trace, source="exaone45"), "The policy says no.", rng) == "The policy says no."
+
+
+def test_vectors_survive_packing(tiny: Path) -> None:
+    encoder = Detector.load(tiny).encoder
+    traces = encode_traces(encoder, [replace(t, source="star1", unsure=frozenset({1})) for t in tiny_traces()[::9]])
+    risk = RiskVectors(
+        np.stack([each.request for each in traces]), np.array([1.0, 0] * 4 + [1.0], np.float32)[: len(traces)]
+    )
+    found, asked = unpack(pack(traces, risk))
+    assert len(found) == len(traces)
+    for before, after in zip(traces, found, strict=True):
+        assert after.trace.request == ""
+        assert set(after.trace.steps) == {""}
+        assert (after.trace.id, after.trace.kind, after.part) == (before.trace.id, before.trace.kind, before.part)
+        assert (after.trace.labels, after.trace.unsure) == (before.trace.labels, before.trace.unsure)
+        assert after.ends.tolist() == before.ends.tolist()
+        step = np.abs(before.steps).max(axis=1, keepdims=True) / 127
+        assert np.all(np.abs(after.steps - before.steps) <= step / 2 + 1e-7)
+    assert asked.harmful.tolist() == risk.harmful.tolist()
+    assert set(KINDS) == {"harmful", "alarming", "benign"}
+
+
+def test_the_artifact_is_whole(tiny: Path) -> None:
+    manifest, files = load_files(tiny, "detector")
+    assert sorted(files) == [ENCODER_FILE, "first.onnx", "head.onnx", TOKENIZER_FILE]
+    assert manifest.version == version_of("detector", manifest.files)
+    assert manifest.files[ENCODER_FILE] == hashlib.sha256((tiny / ENCODER_FILE).read_bytes()).hexdigest()
+    assert manifest.metrics["recall_complying_traces"].rate == 1.0
+    assert manifest.metrics["flagged_benign_traces"].rate == 0.0
+    assert all(value <= manifest.threshold for value in manifest.clear_below)
+    assert json.loads((tiny / "manifest.json").read_text())["training"]["how"] == "tiny"
+
+
+def test_heads_learn_from_an_artifacts_own_vectors(tiny: Path, tmp_path: Path) -> None:
+    """Public traces are learned from without their text, and nothing of the encoder changes."""
+    corpus = Corpus([replace(trace, source="star1", id=f"p/{trace.id}") for trace in tiny_traces()])
+    encoder = Detector.load(tiny).encoder
+    packed = pack(
+        encode_traces(encoder, corpus.traces), RiskVectors(np.zeros((0, 32), np.float32), np.zeros(0, np.float32))
+    )
+    parts = encode_kept(tiny, Corpus(tiny_traces()[:4]), lambda _: None)
+    parts = replace(parts, files=parts.files | {REPLAY_FILE: packed}, traces=[*unpack(packed)[0], *parts.traces])
+    out = tmp_path / "kept"
+    finish(parts, out, TINY, lambda _: None, {})
+    again = encode_kept(out, Corpus(tiny_traces()[:4]), lambda _: None)
+    assert [each.trace.id for each in again.traces[:2]] == [corpus.traces[0].id, corpus.traces[1].id]
+    assert len(again.traces) == len(corpus.traces) + 4
+    assert (out / ENCODER_FILE).read_bytes() == (tiny / ENCODER_FILE).read_bytes()
+    scored = score_encoded(Detector.load(out), again.of("test"))
+    assert all(each.peak >= Detector.load(out).threshold for each in scored if each.complying)
+
+
+def test_calibration_leaves_the_order_and_lowers_the_loss(tiny: Path) -> None:
+    encoder = Detector.load(tiny).encoder
+    traces = encode_traces(encoder, tiny_traces())
+    risk = RiskVectors(np.zeros((0, 32), np.float32), np.zeros(0, np.float32))
+    train, held = [each for each in traces if each.part == "train"], [each for each in traces if each.part != "train"]
+    heads = fit_heads(train, held, risk, TINY.heads)
+    steps, previous = (torch.from_numpy(getattr(held[0], name)) for name in ("steps", "previous"))
+    request = torch.from_numpy(held[0].request).expand_as(steps)
+    with torch.no_grad():
+        before = heads(steps, previous, request)[:, 0]
+        calibrate(heads, held, risk)
+        after = heads(steps, previous, request)[:, 0]
+    assert before.argsort().tolist() == after.argsort().tolist()
+    assert 0.29 < float(heads.temperature.min()) <= float(heads.temperature.max()) < 5.1
+
+
+def test_the_first_tier_never_loses_more_than_it_may() -> None:
+    rng = np.random.default_rng(0)
+    n = 4000
+    cue = (rng.random(n) < 0.3).astype(float)
+    first = np.clip(0.35 * cue + 0.5 * rng.random(n), 0, 1)
+    full = np.clip(0.8 * cue + 0.2 * rng.random(n), 0, 1)
+    buckets = rng.integers(0, 3, n).astype(float)
+    full[buckets == 0] = 0.1
+    chosen = choose_clearing(first, full, cue, buckets, 0.7, 3)
+    assert chosen[0][0] == HIGHEST
+    cleared = (buckets == 0) & (first < HIGHEST)
+    assert chosen[0][1] == pytest.approx((cue[cleared].sum() + 1) / (cleared.sum() + 2), abs=1e-6)
+    for bucket in (1, 2):
+        caught = (cue > 0) & (full >= 0.7) & (buckets == bucket)
+        assert 0 < np.mean(first[caught] < chosen[bucket][0]) <= 0.01
+    few = np.where(np.arange(n) < ENOUGH - 1, 1.0, 2.0)
+    assert len({below for below, _ in choose_clearing(first, full, cue, few, 0.7, 3)}) == 1
+    assert max(max(pair) for pair in choose_clearing(first, full, cue, buckets, 0.2, 3)) <= 0.2
+
+
+def test_a_model_that_disagrees_is_refused() -> None:
+    assert compare_scores(np.array([0.5]), np.array([0.5]), 1e-4) == 0
+    with pytest.raises(UserError, match=r"difference of 0\.1"):
+        compare_scores(np.array([0.0]), np.array([0.1]), 1e-4)
+    with pytest.raises(UserError, match="difference of nan"):
+        compare_scores(np.array([np.nan]), np.array([0.1]), 1e-4)
+
+
+def test_a_foreign_encoder_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not the pretrained encoder"):
+        base_directory(tiny_base)
+    with pytest.raises(UserError, match="is not here"):
+        base_directory(tmp_path)
+
+
+def test_heads_read_all_they_are_given() -> None:
+    torch.manual_seed(0)
+    heads = Heads(8).eval()
+    step, previous, request = (torch.randn(1, 8) for _ in range(3))
+    score = heads(step, previous, request)[0, 0]
+    for changed in ((-step, previous, request), (step, -previous, request), (step, previous, -request)):
+        assert heads(*changed)[0, 0] != score
+    assert heads(step, previous, request)[0, 1] == heads(-step, -previous, request)[0, 1]
