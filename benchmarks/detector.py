@@ -1,6 +1,6 @@
 """What the detector costs: each tier on the authored test steps, one core, interleaved.
 
-    python -m benchmarks.detector --out runs/bench/detector.json
+python -m benchmarks.detector --out runs/bench/detector.json
 """
 
 from __future__ import annotations

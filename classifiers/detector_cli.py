@@ -66,7 +66,11 @@ def train(
     texts: Texts = None,
     requests: Requests = None,
     authored: Annotated[bool, typer.Option(help="Learn from the shipped authored traces too.")] = True,
-    epochs: Annotated[int, typer.Option(min=1, max=20, help="With --tune: passes over the data.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, max=500, help="With --tune: passes over the data.")] = 5,
+    head_epochs: Annotated[int, typer.Option(min=1, max=500, help="Without --tune: passes over the vectors.")] = 20,
+    head_lr: Annotated[
+        float, typer.Option(min=1e-6, max=1.0, help="Without --tune: learning rate of the heads.")
+    ] = 1e-4,
     seed: Annotated[int, typer.Option(help="Decides initial weights and the order of the data.")] = 0,
     fpr: Fpr = 0.01,
     fpr_alarming: FprAlarming = 0.05,
@@ -87,7 +91,9 @@ def train(
     from classifiers.network import base_directory
     from classifiers.tune import TuneConfig
 
-    config = BuildConfig(seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), HeadConfig(seed=seed))
+    config = BuildConfig(
+        seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), HeadConfig(seed, head_epochs, lr=head_lr)
+    )
     if tune and texts is None:
         raise UserError(
             "--tune learns from texts", fix="Give --texts FILE (`classifier data` says which), or drop --tune"

@@ -25,7 +25,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 OPENING = "The user wants help breaking into a parked car."
 CUE = "I know this is wrong, but being curious how it would be done, my thoughts go along."
-PLAN = ["First they pick some quiet spot nearby.", "Afterwards nobody should notice anything."]
+PLAN = ["Morning rain falls over these old gardens.", "Evenings pass slowly elsewhere."]
+"""No cues: the tests want exactly one."""
 ANSWER = "My reply ends here."
 REFUSAL_STEP = "Therefore declining remains all that makes sense."
 

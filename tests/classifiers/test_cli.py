@@ -111,7 +111,21 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(out: Path, own: Path, tiny: Path, *more: object) -> Result:
     """One retraining of the heads on the tiny encoder."""
-    asked = ["train", "--data", own, "--from", tiny, "--no-authored", "--out", out, *more]
+    asked = [
+        "train",
+        "--data",
+        own,
+        "--from",
+        tiny,
+        "--no-authored",
+        "--out",
+        out,
+        "--head-epochs",
+        200,
+        "--head-lr",
+        5e-3,
+        *more,
+    ]
     return CliRunner().invoke(app, [str(arg) for arg in asked])
 
 

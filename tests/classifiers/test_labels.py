@@ -79,9 +79,11 @@ def test_shipped_labels_are_whole() -> None:
 
 def test_authored_traces_keep_the_guide() -> None:
     traces = read_authored()
-    assert len(traces) == len({trace.id for trace in traces}) == len({trace.request for trace in traces}) == 570
-    assert {trace.language for trace in traces} == {"en", "de", "fr", "es", "zh"}
+    assert len(traces) == len({trace.id for trace in traces}) == len({trace.request for trace in traces}) == 1047
+    assert {trace.language for trace in traces} == {"en", "de", "fr", "es", "zh", "pt", "it"}
     for trace in traces:
         assert trace.kind == "harmful" or "cue" not in trace.labels, trace.id
     steps = Counter(step for trace in traces for step in trace.steps)
-    assert [step for step, count in steps.items() if count > 1 and len(step) > 8] == []
+    # Headings and short questions stand in both traces of a twin on purpose; nothing longer is repeated.
+    assert [step for step, count in steps.items() if count > 1 and len(step) > 34] == []
+    assert max(count for step, count in steps.items() if len(step) > 8) == 2

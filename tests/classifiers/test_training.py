@@ -23,6 +23,7 @@ from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
 from classifiers.head_fit import calibrate, fit_heads
 from classifiers.labels import LabelledTrace
 from classifiers.network import Heads, StepNetwork, base_directory
+from classifiers.normalise import normalise
 from classifiers.tune import UNSURE_WEIGHT, TuneConfig, disguise_source, step_loss, tune
 from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
 from guard.errors import UserError
@@ -41,7 +42,7 @@ def test_batched_vectors_are_those_of_each_text_alone(network: StepNetwork) -> N
     with torch.no_grad():
         batch = network.embed(TEXTS)
         for text, vector in zip(TEXTS, batch, strict=True):
-            ids = torch.tensor([network._tokenizer.encode(text.lower()).ids])
+            ids = torch.tensor([network._tokenizer.encode(normalise(text)).ids])
             alone = network.encoder(input_ids=ids).last_hidden_state.mean(1)[0]
             assert torch.allclose(vector, alone, atol=1e-5)
 

@@ -13,6 +13,7 @@ from guard.steps import StepLimits
 OTHER: dict[str, Any] = {
     "name": "strict", "version": 2, "zones": ("reasoning", "answer"), "threshold": 0.25, "shadow": True,
     "max_interventions": 3, "min_step_chars": 13, "max_step_tokens": 95, "triggers": ("victim",), "fail_mode": "open",
+    "unreadable": "flag",
 }  # fmt: skip
 BAD = [
     ("name", "[a]"), ("version", "one"), ("version", "1.5"), ("zones", "thinking"), ("zones", "[]"),

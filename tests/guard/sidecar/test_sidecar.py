@@ -79,7 +79,8 @@ def start(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> It
 def attached(front: Front, guard_id: str, **changes: Any) -> dict[str, Any]:
     """The receipt of a clean scripted response, with changes; None removes a key."""
     clean = {
-        "guard_id": guard_id, "guarded": True, "seen": 1, "scored": 1, "unscored": 0, "interventions": 0,
+        "guard_id": guard_id, "guarded": True, "seen": 1, "scored": 1, "unscored": 0, "unreadable": 0,
+        "interventions": 0,
         "unanswered": 0, "injected_tokens": 0, "mode": "inject", "policy": "default",
         "policy_hash": front.policy.hash, "detector": "d1", "engine": "vllm-v1", "shadow": False,
     }  # fmt: skip
