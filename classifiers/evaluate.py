@@ -87,7 +87,7 @@ def _summary(scored: Sequence[Scored], threshold: float) -> dict[str, Rate]:
 def tier_figures(detector: Detector, traces: Sequence[EncodedTrace]) -> dict[str, Rate]:
     """How many steps the first tier clears, by kind of request; recall with both tiers and with the encoder alone."""
     cleared: dict[str, list[bool]] = {}
-    both, alone, first = [], [], []
+    both, alone, first, encoder = [], [], [], []
     for each in traces:
         if not any(each.trace.steps):
             continue
@@ -96,17 +96,17 @@ def tier_figures(detector: Detector, traces: Sequence[EncodedTrace]) -> dict[str
         clears = [p is None or p < detector.manifest.clear_below[context.bucket] for p in probabilities]
         cleared.setdefault(f"cleared_steps_{each.trace.kind}", []).extend(clears)
         full = Scored(each.trace, detector.score(context, each.trace.steps), each.ends)
+        encoder.append(Scored(each.trace, detector.score(context, each.trace.steps, first_tier=False), each.ends))
         if full.complying:
             both.append(full.peak >= detector.threshold)
-            scores = detector.score(context, each.trace.steps, first_tier=False)
-            alone.append(bool(scores.max(initial=0) >= detector.threshold))
+            alone.append(encoder[-1].peak >= detector.threshold)
         first.append(Scored(each.trace, np.array([p or 0.0 for p in probabilities]), each.ends))
     found = {name: Rate.of(sum(hits), len(hits)) for name, hits in sorted(cleared.items())}
     found["recall_both_tiers"] = Rate.of(sum(both), len(both))
     found["recall_encoder_alone"] = Rate.of(sum(alone), len(alone))
-    if first:
-        alone_figures = figures(first, 0.5)
-        found |= {f"first_tier_alone_{n}": r for n, r in alone_figures.items() if n.startswith("auroc")}
+    for name, scored in (("first_tier", first), ("encoder", encoder)):
+        if scored:
+            found |= {f"{name}_alone_{n}": r for n, r in figures(scored, 0.5).items() if n.startswith("auroc")}
     return found
 
 
