@@ -17,7 +17,7 @@ from classifiers.corpus import Corpus
 from classifiers.data import LabelledRequest
 from classifiers.detector import ENCODER_FILE, FIRST_FILE, HEAD_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
-from classifiers.encoder_export import export_encoder, export_heads, quantise
+from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact
 from classifiers.features import risk_bucket, step_ids
 from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier
@@ -62,6 +62,8 @@ class Parts:
     files: dict[str, bytes]
     traces: Sequence[EncodedTrace]
     risk: RiskVectors
+    start: Heads | None = None
+    """Heads to go on training from."""
 
     def of(self, part: str) -> list[EncodedTrace]:
         """Traces of one part."""
@@ -111,7 +113,8 @@ def encode_kept(source: Path, corpus: Corpus, say: Say) -> Parts:
     ids = {each.trace.id for each in known}
     fresh = [trace for trace in corpus.traces if trace.id not in ids]
     traces, risk = _encode(files, fresh, [row for row in corpus.requests if row.source == "pairs"], say)
-    return Parts(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk))
+    start = read_heads(files[HEAD_FILE])
+    return Parts(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk), start)
 
 
 def _public(requests: Sequence[LabelledRequest]) -> list[LabelledRequest]:
@@ -154,7 +157,14 @@ def finish(
     train, validation = parts.of("train"), parts.of("val")
     if heads is None:
         say("training the heads")
-        heads = fit_heads(train, validation, parts.risk, config.heads, lambda n, of, s: say(f"heads, {n} of {of}: {s}"))
+        heads = fit_heads(
+            train,
+            validation,
+            parts.risk,
+            config.heads,
+            lambda n, of, what: say(f"heads, {n} of {of}: {what}"),
+            parts.start,
+        )
     calibrate(heads, validation, parts.risk)
     threshold = choose_threshold(score_traces(heads, validation), config.allowed)
     files = parts.files | {HEAD_FILE: export_heads(heads)}

@@ -41,6 +41,19 @@ def export_heads(heads: Heads) -> bytes:
     return _export(heads, example, ["step", "previous", "request"], ["scores"], rows)
 
 
+def read_heads(payload: bytes) -> Heads:
+    """Return the heads that `export_heads` wrote, uncalibrated, to go on training from."""
+    import onnx
+    from onnx import numpy_helper
+
+    held = {each.name: each for each in onnx.load_from_string(payload).graph.initializer}
+    names = [name for name, _ in Heads(1).named_parameters()]
+    weights = {name: torch.tensor(numpy_helper.to_array(held[name]).copy()) for name in names}
+    heads = Heads(weights["risk.weight"].shape[1])
+    heads.load_state_dict(weights, strict=False)
+    return heads.eval()
+
+
 def quantise(payload: bytes) -> bytes:
     """Return the model with int8 weights, activations quantised as they come (onnxruntime's dynamic quantisation).
 

@@ -70,17 +70,22 @@ def fit_heads(
     risk: RiskVectors,
     config: HeadConfig,
     tick: Callable[[int, int, str], None] = lambda *_: None,
+    start: Heads | None = None,
 ) -> Heads:
     """Return heads trained on `train` and `risk`, from the epoch with the lowest loss on `validation`.
 
-    They are in evaluation mode and uncalibrated.
+    Training goes on from `start`, which counts as an epoch too, or begins anew. The result is in evaluation mode and
+    uncalibrated.
     """
     torch.manual_seed(config.seed)
-    heads = Heads(train[0].steps.shape[1])
+    heads = copy.deepcopy(start) if start is not None else Heads(train[0].steps.shape[1])
     columns, held = _Columns.of(train, config.own_weight), _Columns.of(validation, 1.0)
     asked = _with_traces(risk, train)
     optimiser = torch.optim.AdamW(heads.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     best, kept, waited = float("inf"), copy.deepcopy(heads.state_dict()), 0
+    if start is not None:
+        with torch.inference_mode():
+            best = float(columns_loss(held, heads.eval()))
     for epoch in range(config.epochs):
         heads.train()
         for rows in torch.randperm(len(columns.labels)).split(config.batch):  # type: ignore[no-untyped-call]

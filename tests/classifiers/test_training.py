@@ -17,7 +17,7 @@ from classifiers.build import encode_kept, finish, score_encoded
 from classifiers.corpus import Corpus
 from classifiers.detector import ENCODER_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
-from classifiers.encoder_export import export_encoder, quantise
+from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores
 from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
 from classifiers.head_fit import calibrate, fit_heads
@@ -204,6 +204,15 @@ def test_a_foreign_encoder_is_refused(tiny_base: Path, tmp_path: Path) -> None:
         base_directory(tiny_base)
     with pytest.raises(UserError, match="is not here"):
         base_directory(tmp_path)
+
+
+def test_heads_come_back_from_their_file() -> None:
+    torch.manual_seed(1)
+    heads = Heads(8).eval()
+    again = read_heads(export_heads(heads))
+    rows = [torch.randn(3, 8) for _ in range(3)]
+    with torch.no_grad():
+        assert torch.equal(again(*rows), heads(*rows))
 
 
 def test_heads_read_all_they_are_given() -> None:
