@@ -1,10 +1,10 @@
-# Targets are the contract: venv, demo, test, lint. Each makes what it needs by itself.
+# Targets are the contract: venv, demo, test, lint, bench. Each makes what it needs by itself.
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint
+.PHONY: venv demo test lint bench
 
 venv: $(READY)
 
@@ -28,3 +28,6 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.detector --out runs/bench/detector.json

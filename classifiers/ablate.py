@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from classifiers.build import BuildConfig, Parts, encode_kept
+from classifiers.build import BuildConfig, Material, encode_kept
 from classifiers.corpus import Corpus
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
 from classifiers.measure import choose_threshold, figures
@@ -25,7 +25,7 @@ KEPT = (
 
 def ablations(source: Path, corpus: Corpus, seed: int, say: Callable[[str], None]) -> dict[str, dict[str, Rate]]:
     """Return the test figures of each variant; the encoder is the artifact's and saw all of its training data."""
-    parts = encode_kept(source, corpus, say)
+    material = encode_kept(source, corpus, say)
     variants: dict[str, tuple[Change, Callable[[EncodedTrace], bool]]] = {
         "everything": (_same, _all),
         "without the request": (_without_request, _all),
@@ -38,15 +38,15 @@ def ablations(source: Path, corpus: Corpus, seed: int, say: Callable[[str], None
     found = {}
     for name, (change, keep) in variants.items():
         say(name)
-        found[name] = _run(parts, change, keep, seed)
+        found[name] = _run(material, change, keep, seed)
     return found
 
 
-def _run(parts: Parts, change: Change, keep: Callable[[EncodedTrace], bool], seed: int) -> dict[str, Rate]:
+def _run(material: Material, change: Change, keep: Callable[[EncodedTrace], bool], seed: int) -> dict[str, Rate]:
     config = BuildConfig(seed=seed)
-    train = _changed((each for each in parts.of("train") if keep(each)), change)
-    validation, test = _changed(parts.of("val"), change), _changed(parts.of("test"), change)
-    heads = calibrate(fit_heads(train, validation, parts.risk, HeadConfig(seed=seed)), validation, parts.risk)
+    train = _changed((each for each in material.of("train") if keep(each)), change)
+    validation, test = _changed(material.of("val"), change), _changed(material.of("test"), change)
+    heads = calibrate(fit_heads(train, validation, material.risk, HeadConfig(seed=seed)), validation, material.risk)
     threshold = choose_threshold(score_traces(heads, validation), config.allowed)
     measured = figures(score_traces(heads, test), threshold)
     return {name: measured[name] for name in KEPT if name in measured}

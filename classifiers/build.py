@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from classifiers.artifact import Manifest, load_files
-from classifiers.corpus import Corpus
+from classifiers.corpus import UNSEEN_LANGUAGES, UNSEEN_SOURCES, Corpus
 from classifiers.data import LabelledRequest
 from classifiers.detector import ENCODER_FILE, FIRST_FILE, HEAD_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
@@ -56,7 +56,7 @@ class BuildConfig:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Material:
     """What the heads need of an encoder: its files, the first tier, and the traces and requests as vectors."""
 
     files: dict[str, bytes]
@@ -90,7 +90,7 @@ def _score_in_torch(network: StepNetwork, trace: LabelledTrace) -> Scored:
     return Scored(trace, scores.numpy().astype(float), np.arange(1, len(scores) + 1), "val")
 
 
-def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Parts:
+def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Material:
     """Export a fine-tuned encoder and embed everything with what the runtime will run."""
     say("exporting the encoder")
     files = {
@@ -102,23 +102,20 @@ def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Parts:
     traces, risk = _encode(files, corpus.traces, corpus.requests, say)
     public = [each for each in traces if each.trace.source in PUBLIC]
     if public:
-        files[REPLAY_FILE] = pack(public, _encode(files, [], _public(corpus.requests), say)[1])
-    return Parts(files, traces, risk)
+        shipped = np.array([row.source == "pairs" for row in corpus.requests], bool)
+        files[REPLAY_FILE] = pack(public, RiskVectors(risk.vectors[~shipped], risk.harmful[~shipped]))
+    return Material(files, traces, risk)
 
 
-def encode_kept(source: Path, corpus: Corpus, say: Say) -> Parts:
+def encode_kept(source: Path, corpus: Corpus, say: Say) -> Material:
     """Take encoder, first tier and public vectors from an artifact and embed the rest of the corpus."""
     _, files = load_files(source, "detector")
     known, asked = unpack(files[REPLAY_FILE]) if REPLAY_FILE in files else ([], None)
     ids = {each.trace.id for each in known}
     fresh = [trace for trace in corpus.traces if trace.id not in ids]
-    traces, risk = _encode(files, fresh, [row for row in corpus.requests if row.source == "pairs"], say)
+    traces, risk = _encode(files, fresh, corpus.requests, say)
     start = read_heads(files[HEAD_FILE])
-    return Parts(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk), start)
-
-
-def _public(requests: Sequence[LabelledRequest]) -> list[LabelledRequest]:
-    return [row for row in requests if row.source != "pairs"]
+    return Material(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk), start)
 
 
 def _encode(
@@ -143,7 +140,7 @@ def _encode(
 
 
 def finish(
-    parts: Parts,
+    material: Material,
     out: Path,
     config: BuildConfig,
     say: Say,
@@ -154,20 +151,20 @@ def finish(
 
     `heads` are those that were trained together with the encoder; without them new ones are trained on the vectors.
     """
-    train, validation = parts.of("train"), parts.of("val")
+    train, validation = material.of("train"), material.of("val")
     if heads is None:
         say("training the heads")
         heads = fit_heads(
             train,
             validation,
-            parts.risk,
+            material.risk,
             config.heads,
             lambda n, of, what: say(f"heads, {n} of {of}: {what}"),
-            parts.start,
+            material.start,
         )
-    calibrate(heads, validation, parts.risk)
+    calibrate(heads, validation, material.risk)
     threshold = choose_threshold(score_traces(heads, validation), config.allowed)
-    files = parts.files | {HEAD_FILE: export_heads(heads)}
+    files = material.files | {HEAD_FILE: export_heads(heads)}
     say("measuring")
     return write_artifact(
         out,
@@ -177,9 +174,11 @@ def finish(
         features=FIRST_FEATURES,
         threshold=threshold,
         clearing=_clearing(files, heads, validation, threshold),
-        training_data=data_hash_of(parts),
-        training=told | {"seed": config.seed, "fpr": config.fpr, "fpr_alarming": config.fpr_alarming} | _counts(parts),
-        metrics=lambda staged: measure(Detector.load(staged), parts.of("test")),
+        training_data=data_hash_of(material),
+        training=told
+        | {"seed": config.seed, "fpr": config.fpr, "fpr_alarming": config.fpr_alarming}
+        | _counts(material),
+        metrics=lambda staged: measure(Detector.load(staged), material.of("test")),
     )
 
 
@@ -227,8 +226,8 @@ def measure(detector: Detector, test: Sequence[EncodedTrace]) -> dict[str, Rate]
     if scored:
         found["calibration_error"] = calibration(scored)
     for name, kept in (
-        ("unseen_family", [each for each in scored if each.trace.source == "exaone45"]),
-        ("unseen_language", [each for each in scored if each.trace.language == "fr"]),
+        ("unseen_family", [each for each in scored if each.trace.source in UNSEEN_SOURCES]),
+        ("unseen_language", [each for each in scored if each.trace.language in UNSEEN_LANGUAGES]),
     ):
         found |= {f"{key}_{name}": rate for key, rate in figures(kept, detector.threshold).items()} if kept else {}
     return found
@@ -254,18 +253,19 @@ def float_loss(network: StepNetwork, out: Path, corpus: Corpus, say: Say) -> dic
 _LOSS = ("recall_complying_traces", "flagged_alarming_traces", "auroc_cue_vs_benign", "auroc_cue_vs_deliberation")
 
 
-def _counts(parts: Parts) -> dict[str, str | int | float]:
-    counts: dict[str, str | int | float] = {"requests": len(parts.risk.harmful)}
+def _counts(material: Material) -> dict[str, str | int | float]:
+    counts: dict[str, str | int | float] = {"requests": len(material.risk.harmful)}
     for part in ("train", "val", "test"):
-        traces = parts.of(part)
+        traces = material.of(part)
         counts |= {f"{part}_traces": len(traces), f"{part}_steps": sum(len(each.steps) for each in traces)}
     return counts
 
 
-def data_hash_of(parts: Parts) -> str:
-    """sha256 over ids, requests and labels of all traces."""
+def data_hash_of(material: Material) -> str:
+    """sha256 over ids, parts and labels of all traces, and over the requests' vectors and labels."""
     digest = hashlib.sha256()
-    for each in parts.traces:
+    for each in material.traces:
         digest.update(f"{each.trace.id}\0{each.part}\0{','.join(each.trace.labels)}\n".encode())
-    digest.update(np.ascontiguousarray(parts.risk.harmful).tobytes())
+    for column in (material.risk.vectors, material.risk.harmful):
+        digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

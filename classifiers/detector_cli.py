@@ -19,6 +19,7 @@ from guard.errors import UserError
 
 if TYPE_CHECKING:
     from classifiers.artifact import Manifest
+    from classifiers.build import BuildConfig
     from classifiers.compare import Difference
     from classifiers.corpus import Corpus
     from classifiers.network import StepNetwork
@@ -84,35 +85,51 @@ def train(
 
     Example: cli.py classifier train --data reviewed.jsonl --out runs/detector
     """
-    from classifiers.build import BuildConfig, encode_kept, encode_with, finish, tune_network
+    from classifiers.build import BuildConfig
     from classifiers.corpus import read_corpus
     from classifiers.detector import DEFAULT
     from classifiers.head_fit import HeadConfig
     from classifiers.network import base_directory
     from classifiers.tune import TuneConfig
 
-    config = BuildConfig(
-        seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), HeadConfig(seed, head_epochs, lr=head_lr)
-    )
+    heads_config = HeadConfig(seed, head_epochs, lr=head_lr)
+    config = BuildConfig(seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), heads_config)
     if tune and texts is None:
         raise UserError(
             "--tune learns from texts", fix="Give --texts FILE (`classifier data` says which), or drop --tune"
         )
     corpus = read_corpus(texts, requests, own or (), authored=authored)
+    tell_missing(corpus)
     candidate = out.with_name(out.name + ".candidate")
-    with progress("Training the detector") as (say, tick):
-        if tune:
-            network = tune_network(corpus, base_directory(base), config, tick)
-            if checkpoint:
-                save_checkpoint(network, checkpoint)
-            parts, heads = encode_with(network, corpus, say), network.heads
-            how = f"encoder fine-tuned for {epochs} epochs"
-        else:
-            parts, heads = encode_kept(start or DEFAULT, corpus, say), None
-            how = f"heads alone, encoder of {(start or DEFAULT).name}"
-        manifest = finish(parts, candidate, config, say, {"how": how, "own": len(own or ())}, heads)
+    if tune:
+        manifest = train_whole(corpus, base_directory(base), candidate, config, checkpoint, len(own or ()))
+    else:
+        manifest = train_heads(corpus, start or DEFAULT, candidate, config, len(own or ()))
     print_manifest(manifest)
     settle(candidate, out, corpus, force=force)
+
+
+def train_whole(
+    corpus: Corpus, base: Path, out: Path, config: BuildConfig, checkpoint: Path | None, own: int
+) -> Manifest:
+    """Fine-tune encoder and heads together and write the artifact; `own` is how many files the operator gave."""
+    from classifiers.build import encode_with, finish, tune_network
+
+    with progress("Training the detector") as (say, tick):
+        network = tune_network(corpus, base, config, tick)
+        if checkpoint:
+            save_checkpoint(network, checkpoint)
+        told: dict[str, str | int | float] = {"how": f"encoder fine-tuned for {config.tune.epochs} epochs", "own": own}
+        return finish(encode_with(network, corpus, say), out, config, say, told, network.heads)
+
+
+def train_heads(corpus: Corpus, source: Path, out: Path, config: BuildConfig, own: int) -> Manifest:
+    """Go on training the heads of the artifact `source`, its encoder kept, and write the artifact."""
+    from classifiers.build import encode_kept, finish
+
+    with progress("Training the detector") as (say, _):
+        told: dict[str, str | int | float] = {"how": f"heads alone, encoder of {source.name}", "own": own}
+        return finish(encode_kept(source, corpus, say), out, config, say, told)
 
 
 def export(
@@ -135,14 +152,23 @@ def export(
     from classifiers.network import base_directory
 
     corpus = read_corpus(texts, requests)
+    tell_missing(corpus)
     config = BuildConfig(seed, fpr, fpr_alarming, heads=HeadConfig(seed=seed))
     network = load_checkpoint(checkpoint, base_directory(base))
     with progress("Exporting the detector") as (say, _):
-        parts = encode_with(network, corpus, say)
-        manifest = finish(parts, out, config, say, {"how": f"exported from {checkpoint.name}", "own": 0}, network.heads)
+        material = encode_with(network, corpus, say)
+        manifest = finish(
+            material, out, config, say, {"how": f"exported from {checkpoint.name}", "own": 0}, network.heads
+        )
         loss = float_loss(network, out, corpus, say)
     print_manifest(manifest)
     print_rates("int8 against float32, test part", loss)
+
+
+def tell_missing(corpus: Corpus) -> None:
+    """Say how many labels found no text, or another one: a wrong --texts file must not pass unnoticed."""
+    for what, count in corpus.missing.items():
+        Console(stderr=True).print(f"{count} labelled public traces left out: {what}", highlight=False)
 
 
 def save_checkpoint(network: StepNetwork, path: Path) -> None:
@@ -202,10 +228,10 @@ def compare_paths(first: Path, second: Path, corpus: Corpus) -> list[Difference]
     from classifiers.build import score_encoded
     from classifiers.compare import compare
     from classifiers.detector import Detector
-    from classifiers.evaluate import test_part
+    from classifiers.evaluate import frozen_part
 
     sides = [(Detector.load(path), path) for path in (first, second)]
-    parts = [test_part(path, detector, corpus) for detector, path in sides]
+    parts = [frozen_part(path, detector, corpus) for detector, path in sides]
     shared = {each.trace.id for each in parts[0]} & {each.trace.id for each in parts[1]}
     scored = [
         score_encoded(detector, [each for each in part if each.trace.id in shared])
@@ -248,11 +274,11 @@ def evaluate(
     from classifiers.corpus import read_corpus
     from classifiers.detector import DEFAULT, Detector
     from classifiers.evaluate import evaluate as run
-    from classifiers.evaluate import test_part
+    from classifiers.evaluate import frozen_part
     from classifiers.plots import draw
 
     detector = Detector.load(model)
-    traces = test_part(model or DEFAULT, detector, read_corpus(texts, None, own or ()))
+    traces = frozen_part(model or DEFAULT, detector, read_corpus(texts, None, own or ()))
     if not traces:
         raise UserError("there is nothing to measure on", wanted="traces of the test part")
     with progress("Measuring the detector") as (say, _):

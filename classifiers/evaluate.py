@@ -43,7 +43,7 @@ class Evaluation(BaseModel):
     command: str
 
 
-def test_part(path: Path, detector: Detector, corpus: Corpus) -> list[EncodedTrace]:
+def frozen_part(path: Path, detector: Detector, corpus: Corpus) -> list[EncodedTrace]:
     """The frozen test part for one detector: traces with text, and the public ones from its own vectors.
 
     Sorted by id, so that two detectors score the same traces in the same order.

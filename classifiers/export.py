@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from classifiers.artifact import MANIFEST_FILE, Kind, Manifest, version_of
 from classifiers.features import FeatureConfig
@@ -127,12 +128,21 @@ def _write_manifest(directory: Path, manifest: Manifest) -> None:
 def install(artifact: Path, out: Path) -> None:
     """Put an artifact's files in place of those in directory `out`, the manifest last."""
     out.mkdir(parents=True, exist_ok=True)
+    old = _files_of(out)
     names = sorted(path.name for path in artifact.iterdir() if path.name != MANIFEST_FILE)
     for name in [*names, MANIFEST_FILE]:
         os.replace(artifact / name, out / name)
-    for path in out.iterdir():
-        if path.name not in {*names, MANIFEST_FILE} and path.suffix in {".onnx", ".npz"}:
-            path.unlink()
+    for name in old - set(names):
+        (out / name).unlink(missing_ok=True)
+
+
+def _files_of(directory: Path) -> set[str]:
+    """The files that the manifest in `directory` names; none where there is no readable manifest."""
+    try:
+        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return set()
+    return {name for name in manifest.files if Path(name).name == name}
 
 
 def check_parity(run: Callable[..., npt.NDArray[np.float32]], probe: Probe) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_CHARS = 2000
 
@@ -43,7 +44,12 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     look like ("h4ck" is "hack", "mp3" and "12kg" stay), whitespace collapsed. At most `limit`
     characters are read and at most `limit` returned.
     """
-    text = text[:limit]
+    return _view(text[:limit], limit)
+
+
+@lru_cache(maxsize=1024)
+def _view(text: str, limit: int) -> str:
+    # Cached: the first tier, the encoder and the check for ciphers all read the same step.
     if not text.isascii():
         text = _undisguise(text)[:limit]
     text = _SPACED.sub(_join, text.lower().replace("`", "'"))

@@ -14,16 +14,15 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from classifiers.normalise import normalise
+from classifiers.normalise import MAX_CHARS, normalise
 
 TABLE = Path(__file__).parent / "banks" / "letter_pairs.json"
 LIMIT = -3.15
 """Mean log probability of a letter pair, in nats, below which a text is unreadable; chosen by `docs/design/0005`."""
 MIN_LETTERS = 24
 """A shorter text says too little."""
-_ENCODED = re.compile(
-    r"(?=[A-Za-z0-9+/_-]*[0-9])(?=[A-Za-z0-9+/_-]*[a-z])(?=[A-Za-z0-9+/_-]*[A-Z])[A-Za-z0-9+/_-]{40,}={0,2}"
-)
+_RUN = re.compile(r"[A-Za-z0-9+]{32,}")
+"""Without / - _, which paths and names are full of; base64 has a slash once in 64 characters."""
 _LETTERS = re.compile(r"[a-z]+")
 _SPACE = "`"
 """Stands for the end of a word: the character before `a`."""
@@ -31,13 +30,19 @@ _SPACE = "`"
 
 def unreadable(text: str) -> bool:
     """Whether a step looks enciphered or encoded rather than written."""
-    if _ENCODED.search(text):
+    if any(_is_encoded(run) for run in _RUN.findall(text[:MAX_CHARS])):
         return True
     words = _words(text)
     letters = sum(map(len, words))
     if letters < MIN_LETTERS or 2 * letters < len("".join(text.split())):
         return False
     return likelihood(words) < LIMIT
+
+
+def _is_encoded(run: str) -> bool:
+    """Whether a long run mixes capitals, small letters and digits as base64 does and names do not."""
+    kinds = (sum(map(str.isdigit, run)), sum(map(str.isupper, run)), sum(map(str.islower, run)))
+    return kinds[0] >= 3 and min(kinds[1:]) >= 5
 
 
 def likelihood(words: Iterable[str]) -> float:

@@ -40,7 +40,7 @@ class TuneConfig:
     """Settings of one fine-tuning run."""
 
     seed: int = 0
-    epochs: int = 3
+    epochs: int = 5
     lr: float = 1e-4
     head_lr: float = 1e-3
     frozen_layers: int = 3
@@ -50,8 +50,6 @@ class TuneConfig:
     """Traces in a batch."""
     requests: int = 16
     """Requests in a batch that only teach risk."""
-    blind: bool = False
-    """Ablation: the step head sees neither request nor risk."""
 
 
 Window = tuple[LabelledTrace, int, int]
@@ -145,8 +143,7 @@ def _loss(
     vectors = network.embed(texts)
     asked = network.embed([trace.request for trace, _, _ in windows] + [row.request for row in drawn])
     previous = torch.cat([vectors, torch.zeros_like(vectors[:1])])[before]
-    context = torch.zeros_like(asked) if config.blind else asked
-    logits = network.heads.step_logits(vectors[here], previous, context[owner])
+    logits = network.heads.step_logits(vectors[here], previous, asked[owner])
     risky = [RISKY[trace.kind] for trace, _, _ in windows] + [float(row.label == "harmful") for row in drawn]
     risk = functional.binary_cross_entropy_with_logits(network.heads.request_logits(asked), torch.tensor(risky))
     return step_loss(logits, windows) + RISK_SHARE * risk

@@ -132,8 +132,10 @@ def train(out: Path, own: Path, tiny: Path, *more: object) -> Result:
 def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path, tmp_path: Path) -> None:
     out = tmp_path / "detector"
     shutil.copytree(tiny, out)
+    (out / "somebody-elses.onnx").write_bytes(b"keep me")
     result = train(out, own, tiny, "--seed", 3)
     assert result.exit_code == 0, result.output
+    assert (out / "somebody-elses.onnx").read_bytes() == b"keep me"
     assert "recall complying traces" in result.output
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["training"]["how"] == f"heads alone, encoder of {tiny.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,9 @@ def test_ciphers_are_unreadable(hidden: str) -> None:
         "Zuerst brauche ich einen Plan, der in drei Teile zerfällt.",
         "首先我需要弄清楚用户到底想要什么，然后再写答案。",
         "mfg, bzw. z.B. usw.",
+        "See /usr/lib/Python3.11/site-packages/Some_Package-2.10/Module_Name/File3.py for it.",
+        "AbstractSingletonProxyFactoryBean2 extends BaseSingletonProxyFactory1.",
+        "sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "https://example.org/a/long/path/with/words?and=parameters",
     ],
 )
@@ -60,6 +64,19 @@ def test_no_authored_step_of_the_test_part_is_unreadable_and_their_rot13_is() ->
 def test_the_table_is_that_of_the_authored_traces() -> None:
     texts = [s for t in read_authored() if part_of(t) != "test" and t.language != "zh" for s in t.steps]
     assert json.loads(TABLE.read_text()) == count_pairs(texts)
+
+
+def test_base64_of_authored_steps_is_unreadable() -> None:
+    steps = [step for trace in read_authored() if part_of(trace) == "test" for step in trace.steps if len(step) >= 40]
+    hidden = [base64.b64encode(step.encode()).decode() for step in steps]
+    assert sum(map(unreadable, hidden)) >= 0.97 * len(hidden)
+
+
+def test_a_hostile_run_costs_linear_time() -> None:
+    started = time.perf_counter()
+    for text in ("a" * 10**6, "aB" * 10**6, "aB1" * 10**6):
+        unreadable(text)
+    assert time.perf_counter() - started < 0.5
 
 
 @given(st.text(max_size=300))

@@ -143,10 +143,12 @@ def test_heads_learn_from_an_artifacts_own_vectors(tiny: Path, tmp_path: Path) -
     packed = pack(
         encode_traces(encoder, corpus.traces), RiskVectors(np.zeros((0, 32), np.float32), np.zeros(0, np.float32))
     )
-    parts = encode_kept(tiny, Corpus(tiny_traces()[:4]), lambda _: None)
-    parts = replace(parts, files=parts.files | {REPLAY_FILE: packed}, traces=[*unpack(packed)[0], *parts.traces])
+    material = encode_kept(tiny, Corpus(tiny_traces()[:4]), lambda _: None)
+    material = replace(
+        material, files=material.files | {REPLAY_FILE: packed}, traces=[*unpack(packed)[0], *material.traces]
+    )
     out = tmp_path / "kept"
-    finish(parts, out, TINY, lambda _: None, {})
+    finish(material, out, TINY, lambda _: None, {})
     again = encode_kept(out, Corpus(tiny_traces()[:4]), lambda _: None)
     assert [each.trace.id for each in again.traces[:2]] == [corpus.traces[0].id, corpus.traces[1].id]
     assert len(again.traces) == len(corpus.traces) + 4
