@@ -181,6 +181,8 @@ def test_the_first_tier_never_loses_more_than_it_may() -> None:
     full = np.clip(0.8 * cue + 0.2 * rng.random(n), 0, 1)
     buckets = rng.integers(0, 3, n).astype(float)
     full[buckets == 0] = 0.1
+    false_alarms = (cue == 0) & (buckets > 0) & (rng.random(n) < 0.1)
+    full[false_alarms], first[false_alarms] = 0.9, 0.0  # no cues: they must not count
     chosen = choose_clearing(first, full, cue, buckets, 0.7, 3)
     assert chosen[0][0] == HIGHEST
     cleared = (buckets == 0) & (first < HIGHEST)
