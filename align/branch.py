@@ -1,12 +1,14 @@
-"""Both continuations of a pair in one row: the shared prefix is computed once.
+"""Both continuations of a pair in one piece: the shared prefix is computed once.
 
-A row holds `[prefix, chosen, rejected]`. The rejected branch starts again at the prefix's last position and attends to
-the prefix and itself, never to the chosen branch (a 4-D attention mask), so its log-probabilities are those of the
-row `[prefix, rejected]` by itself.
+A piece holds `[prefix, chosen, rejected]`. The rejected branch starts again at the prefix's last position and attends
+to the prefix and itself, never to the chosen branch (a 4-D attention mask), so its log-probabilities are those of the
+row `[prefix, rejected]` by itself. Two pieces share a row, the longest with the shortest, where that leaves less
+padding; neither sees the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,35 +16,55 @@ from torch import Tensor
 
 
 class BranchCollator:
-    """Collates pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, optional `ref_*_logps`) into branch rows."""
+    """Collates pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, optional `ref_*_logps`) into rows of pieces."""
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns `input_ids`, `position_ids` [rows, width], `attention_mask` bool [rows, 1, width, width], and the
-        flat indices `row`, `column`, `target`, `side` (0 chosen, 1 rejected) of every predicted token."""
-        width = max(len(e["prompt_ids"]) + len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in examples)
-        ids = torch.full((len(examples), width), self._pad)
-        positions = torch.zeros((len(examples), width), dtype=torch.long)
-        mask = torch.zeros((len(examples), 1, width, width), dtype=torch.bool)
-        flat: list[tuple[int, int, int, int]] = []
-        for i, example in enumerate(examples):
-            prefix, chosen, rejected = example["prompt_ids"], example["chosen_ids"], example["rejected_ids"]
-            p, c, r = len(prefix), len(chosen), len(rejected)
-            ids[i, : p + c + r] = torch.tensor(prefix + chosen + rejected)
-            positions[i, : p + c] = torch.arange(p + c)
-            positions[i, p + c : p + c + r] = torch.arange(p, p + r)
-            mask[i, 0] = torch.ones(width, width, dtype=torch.bool).tril()
-            mask[i, 0, p + c : p + c + r, p : p + c] = False
-            flat += [(i, p - 1 if k == 0 else p + k - 1, token, 0) for k, token in enumerate(chosen)]
-            flat += [(i, p - 1 if k == 0 else p + c + k - 1, token, 1) for k, token in enumerate(rejected)]
-        row, column, target, side = torch.tensor(flat).T
+        """Returns `input_ids`, `position_ids` [rows, width], `attention_mask` bool [rows, 1, width, width], and of every
+        predicted token `pair` (its place in `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
+        rows = fold([_length(e) for e in examples])
+        width = max(sum(_length(examples[i]) for i in row) for row in rows)
+        ids = torch.full((len(rows), width), self._pad)
+        positions = torch.zeros((len(rows), width), dtype=torch.long)
+        # What is padding sees itself: a row that may attend to nothing is not a number.
+        mask = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
+        flat: list[tuple[int, int, int, int, int]] = []
+        for number, row in enumerate(rows):
+            start = 0
+            for i in row:
+                prefix, chosen, rejected = (examples[i][k] for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
+                p, c, r = len(prefix), len(chosen), len(rejected)
+                end = start + p + c + r
+                ids[number, start:end] = torch.tensor(prefix + chosen + rejected)
+                positions[number, start:end] = torch.tensor([*range(p + c), *range(p, p + r)])
+                mask[number, 0, start:end, start:end] = torch.ones(p + c + r, p + c + r, dtype=torch.bool).tril()
+                mask[number, 0, start + p + c : end, start + p : start + p + c] = False
+                last = start + p - 1
+                flat += [(i, number, last + k, token, 0) for k, token in enumerate(chosen)]
+                flat += [(i, number, last + (c + k if k else 0), token, 1) for k, token in enumerate(rejected)]
+                start = end
+        pair, at, column, target, side = torch.tensor(flat).T
         batch = {
             "input_ids": ids, "position_ids": positions, "attention_mask": mask,
-            "row": row, "column": column, "target": target, "side": side,
+            "pair": pair, "row": at, "column": column, "target": target, "side": side,
         }  # fmt: skip
         for key in ("ref_chosen_logps", "ref_rejected_logps"):
             if key in examples[0]:
                 batch[key] = torch.tensor([e[key] for e in examples])
         return batch
+
+
+def fold(lengths: Sequence[int]) -> list[list[int]]:
+    """Which pieces share a row: longest with shortest, or each alone where that takes no more positions."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    half = len(order) // 2
+    folded = [[a, b] for a, b in zip(order, reversed(order[len(order) - half :]), strict=False)]
+    folded += [[i] for i in order[half : len(order) - half]]
+    width = max(sum(lengths[i] for i in row) for row in folded)
+    return folded if width * len(folded) < max(lengths) * len(lengths) else [[i] for i in range(len(lengths))]
+
+
+def _length(example: dict[str, Any]) -> int:
+    return len(example["prompt_ids"]) + len(example["chosen_ids"]) + len(example["rejected_ids"])

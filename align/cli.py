@@ -50,11 +50,12 @@ def align(
         raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, table)")
     from align import pipeline
 
-    with pipeline.locked(out):
-        bench = pipeline.Workbench.open(_settings(model, policy, seed), out)
+    with pipeline.Workbench.open(_settings(model, policy, seed), out) as bench:
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+        held_out = _requests(bench, requests)
+        pipeline.evaluate_base(bench, held_out)
         pipeline.train_adapter(bench, pairs)
-        pipeline.measure(bench, _requests(bench, requests))
+        pipeline.measure(bench, held_out)
 
 
 @app.command()
@@ -65,8 +66,7 @@ def pairs(traces: Traces, model: Model, out: Out, seed: int = 0) -> None:
     """
     from align import pipeline
 
-    with pipeline.locked(out):
-        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
         found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
     typer.echo(f"{len(found)} pairs in {out / 'pairs.jsonl'}; dropped: {(out / 'pairs.json').read_text()}")
 
@@ -80,8 +80,7 @@ def train_command(model: Model, out: Out, seed: int = 0) -> None:
     from align import pipeline
     from align.pairs import read_pairs
 
-    with pipeline.locked(out):
-        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
         report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"))
     typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
 
@@ -94,8 +93,7 @@ def evaluate_command(model: Model, out: Out, requests: Requests = None, seed: in
     """
     from align import pipeline
 
-    with pipeline.locked(out):
-        bench = pipeline.Workbench.open(_settings(model, None, seed), out)
+    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
         pipeline.measure(bench, _requests(bench, requests))
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from align.generate import EngineSpec, Job, Result, generate
+from align.generate import Generator, Job, Result
 from align.text import Reply, ReplyReader
 from classifiers.judge import Judge, Judgement
 from classifiers.stats import Rate, bootstrap
@@ -79,7 +79,7 @@ class Outcome:
 def run_arms(
     arms: Sequence[Arm],
     requests: Sequence[EvalRequest],
-    spec: EngineSpec,
+    generator: Generator,
     reader: ReplyReader,
     judge: Judge,
     out: Path,
@@ -95,10 +95,10 @@ def run_arms(
         for r in requests
     ]  # fmt: skip
     label = f"evaluating {', '.join(arm.name for arm in arms)}"
-    results = generate(spec, jobs, out / f"{arms[0].model}.jsonl", label)
+    results = generator.generate(jobs, out / f"{arms[0].model}.jsonl", label)
     traces: dict[str, Trace] = {}
-    if spec.guard is not None:
-        traces = {t.guard_id: t for t in read_traces(Path(spec.guard["spool"]))[0]}
+    if generator.spec.guard is not None:
+        traces = {t.guard_id: t for t in read_traces(Path(generator.spec.guard["spool"]))[0]}
     return {arm.name: _judged(arm, requests, results, traces, reader, judge) for arm in arms}
 
 

@@ -1,16 +1,15 @@
-"""Batch generation with vLLM as a file-to-file stage: jobs in, results appended, resumable.
+"""Batch generation with vLLM, file to file: jobs in, results appended, resumable.
 
-The engine runs in a process of its own, so that its memory and thread settings end with it. A result is written as
-soon as its chunk is done; a second run with the same files only generates what is missing.
+The engine runs in a process of its own (`align.worker`), so that its memory and thread settings end with it. It starts
+with the first job that is missing and stays for the next stage: starting one costs half a minute on a CPU.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from guard.errors import UserError
 
-#: Jobs handed to the engine at once: enough to fill its batch, few enough that a kill loses little.
-CHUNK = 96
+STOP_SECONDS = 60
 
 
 class Job(BaseModel):
@@ -37,6 +35,7 @@ class Job(BaseModel):
     temperature: float = 0.6
     top_k: int = 20
     guard: bool = False
+    """Needs an engine with a guard."""
 
 
 class Result(BaseModel):
@@ -61,18 +60,97 @@ class EngineSpec(BaseModel):
     max_num_seqs: int = 96
 
 
-def generate(spec: EngineSpec, jobs: Sequence[Job], out: Path, what: str) -> dict[str, Result]:
-    """Results of all jobs by id, generating only those that `out` does not hold yet. Shows progress named `what`."""
-    done = read_results(out)
-    missing = [job for job in jobs if job.id not in done]
-    if missing:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        jobs_file = out.with_suffix(".jobs.jsonl")
-        jobs_file.write_text("".join(job.model_dump_json() + "\n" for job in missing), encoding="utf-8")
-        _run_worker(spec, jobs_file, out, what)
-        jobs_file.unlink()
+class Order(BaseModel):
+    """What the worker is asked for: a file of jobs, where results go, what its progress bar says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: Path
+    out: Path
+    what: str
+
+
+class Generator:
+    """An engine that generates for one stage after the other. A context manager: leaving it ends the engine.
+
+    `log` takes what the engine prints.
+    """
+
+    def __init__(self, spec: EngineSpec, log: Path) -> None:
+        self.spec = spec
+        self._log = log
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(self, jobs: Sequence[Job], out: Path, what: str) -> dict[str, Result]:
+        """Results of all jobs by id, generating only those that `out` does not hold yet. Shows progress named `what`.
+
+        A result is written as soon as it is whole. UserError when the engine dies.
+        """
         done = read_results(out)
-    return {job.id: done[job.id] for job in jobs}
+        missing = [job for job in jobs if job.id not in done]
+        if missing:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            file = out.with_suffix(".jobs.jsonl")
+            file.write_text("".join(job.model_dump_json() + "\n" for job in missing), encoding="utf-8")
+            self._send(Order(jobs=file.resolve(), out=out.resolve(), what=what))
+            file.unlink()
+            done = read_results(out)
+        return {job.id: done[job.id] for job in jobs}
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; the next job starts a new one."""
+        if self._worker is None or self._worker.stdin is None:
+            return
+        self._worker.stdin.close()
+        try:
+            self._worker.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._worker.kill()
+            self._worker.wait()
+        self._worker = None
+
+    def _send(self, order: Order) -> None:
+        worker = self._worker = self._worker or self._start()
+        if worker.stdin is None or worker.stdout is None:
+            raise RuntimeError("the worker has no pipes")
+        answer = ""
+        try:
+            worker.stdin.write(order.model_dump_json() + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+        except BrokenPipeError:
+            pass
+        except BaseException:
+            # Ctrl-C: the engine must not go on alone.
+            worker.kill()
+            raise
+        if not answer:
+            self._worker = None
+            raise UserError(
+                f"Generation ({order.what}) ended with exit code {worker.wait()}",
+                fix=f"See {self._log}; run the same command again to go on",
+            )
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "align.worker", self.spec.model_dump_json(), str(self._log.resolve())]
+        root = str(Path(__file__).resolve().parent.parent)
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        env.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def read_results(path: Path) -> dict[str, Result]:
@@ -87,92 +165,3 @@ def read_results(path: Path) -> dict[str, Result]:
             continue
         found[result.id] = result
     return found
-
-
-def _run_worker(spec: EngineSpec, jobs_file: Path, out: Path, what: str) -> None:
-    log = out.with_suffix(".engine.log")
-    command = [sys.executable, "-m", "align.generate", spec.model_dump_json(), str(jobs_file), str(out), what]
-    root = str(Path(__file__).resolve().parent.parent)
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    env.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    with log.open("ab") as sink:
-        code = subprocess.run(command, env=env, stdout=sink, check=False).returncode
-    if code != 0:
-        raise UserError(
-            f"Generation ({what}) ended with exit code {code}", fix=f"See {log}; run the same command again to go on"
-        )
-
-
-def _worker(spec: EngineSpec, jobs_file: Path, out: Path, what: str) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    jobs = [Job.model_validate_json(line) for line in jobs_file.read_text(encoding="utf-8").splitlines()]
-    with console.status(f"{what}: starting vLLM"):
-        llm = _engine(spec)
-    _end_torn_line(out)
-    with Progress(console=console) as bar, out.open("a", encoding="utf-8") as sink:
-        task = bar.add_task(what, total=len(jobs))
-        for chunk in _chunks(jobs):
-            for result in _sample(llm, chunk, guarded=spec.guard is not None):
-                sink.write(result.model_dump_json() + "\n")
-            sink.flush()
-            bar.advance(task, len(chunk))
-    if spec.guard is not None:
-        # The last requests' traces are written when their rows leave the batch: one more step clears it.
-        _sample(llm, [Job(id="flush", prompt_ids=jobs[-1].prompt_ids, max_tokens=1)], guarded=True)
-
-
-def _end_torn_line(path: Path) -> None:
-    """A killed writer leaves half a line; what is appended next must not be glued to it."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as sink:
-            sink.write(b"\n")
-
-
-def _engine(spec: EngineSpec) -> Any:
-    from vllm import LLM
-
-    from guard.engine.hardware import fast_dtype
-    from guard.engine.v1 import engine_arguments
-
-    guard = engine_arguments({**spec.guard, "allow_off": True}) if spec.guard is not None else {}
-    return LLM(
-        spec.model, dtype=fast_dtype(), enforce_eager=True, max_model_len=spec.max_model_len, seed=spec.seed,
-        max_num_seqs=spec.max_num_seqs, block_size=32, enable_prefix_caching=True, disable_log_stats=True,
-        use_tqdm_on_load=False, **guard,
-    )  # fmt: skip
-
-
-def _sample(llm: Any, jobs: Sequence[Job], *, guarded: bool) -> list[Result]:
-    from vllm import SamplingParams
-
-    params = [
-        SamplingParams(
-            temperature=job.temperature, top_k=job.top_k, max_tokens=job.max_tokens,
-            extra_args={"guard_id": job.id, "guard_off": not job.guard} if guarded else None,
-        )
-        for job in jobs
-    ]  # fmt: skip
-    outputs = llm.generate([{"prompt_token_ids": job.prompt_ids} for job in jobs], params, use_tqdm=False)
-    return [
-        Result(id=job.id, output_ids=list(o.outputs[0].token_ids), finish=o.outputs[0].finish_reason)
-        for job, o in zip(jobs, outputs, strict=True)
-    ]
-
-
-def _chunks(jobs: Sequence[Job]) -> Iterable[Sequence[Job]]:
-    for start in range(0, len(jobs), CHUNK):
-        yield jobs[start : start + CHUNK]
-
-
-if __name__ == "__main__":
-    _worker(EngineSpec.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

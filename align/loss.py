@@ -50,14 +50,14 @@ def preference_loss(
 
 
 def branch_logps(hidden: Tensor, head: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities of both branches from one forward pass over `[prefix, chosen, rejected]` rows.
+    """Summed log-probabilities [pairs] of both branches from one forward pass over rows of `[prefix, chosen, rejected]`.
 
     `hidden`: [rows, width, d]; `head`: [vocabulary, d]; `batch` as `align.branch.BranchCollator` builds it. Only the
     positions that predict a branch token meet the LM head.
     """
-    row, column, target, side = batch["row"], batch["column"], batch["target"], batch["side"]
-    logits = torch.nn.functional.linear(hidden[row, column], head).float()
-    logps = -torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    rows = hidden.shape[0]
-    sums = logps.new_zeros(2 * rows).index_add(0, row + side * rows, logps)
-    return sums[:rows], sums[rows:]
+    pair, side = batch["pair"], batch["side"]
+    logits = torch.nn.functional.linear(hidden[batch["row"], batch["column"]], head).float()
+    logps = -torch.nn.functional.cross_entropy(logits, batch["target"], reduction="none")
+    pairs = int(pair.max()) + 1
+    sums = logps.new_zeros(2 * pairs).index_add(0, pair + side * pairs, logps)
+    return sums[:pairs], sums[pairs:]

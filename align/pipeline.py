@@ -16,9 +16,9 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -26,7 +26,7 @@ from rich.console import Console
 from align import rollouts
 from align.controls import Control, run_controls
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
-from align.generate import EngineSpec, read_results
+from align.generate import EngineSpec, Generator, read_results
 from align.pairs import Pair, read_pairs, write_pairs
 from align.text import ReplyReader
 from align.train import TrainReport, TrainSettings, merge, read_report, train
@@ -72,12 +72,25 @@ class Workbench:
     runtime: GuardRuntime
     reader: ReplyReader
     judge: Judge
+    _generators: dict[str, Generator] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, settings: AlignSettings, out: Path) -> Workbench:
-        """Loads tokenizer, detector and judge; claims `out` for these settings."""
-        out.mkdir(parents=True, exist_ok=True)
-        _claim(out, settings)
+    @contextlib.contextmanager
+    def open(cls, settings: AlignSettings, out: Path) -> Iterator[Workbench]:
+        """Locks `out`, claims it for these settings, loads tokenizer, detector and judge; at the end no engine runs.
+
+        UserError when another run holds the lock or the directory.
+        """
+        with _locked(out):
+            _claim(out, settings)
+            bench = cls._load(settings, out)
+            try:
+                yield bench
+            finally:
+                bench.release()
+
+    @classmethod
+    def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
         tokenizer = load_tokenizer(settings.model)
         runtime = GuardRuntime.build(
             load_policy(settings.policy), Detector.load(settings.detector), tokenizer.backend_tokenizer, settings.model
@@ -85,13 +98,27 @@ class Workbench:
         reader = ReplyReader(runtime.table, runtime.delimiters)
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
 
-    def engine(self, model: str | Path, spool: Path | None) -> EngineSpec:
-        """The engine for one stage; with a spool it is guarded by the run's policy and detector."""
-        guard: dict[str, Any] | None = None
-        if spool is not None:
-            guard = {"spool": str(spool)}
+    def generator(self, model: Literal["base", "aligned"]) -> Generator:
+        """The engine of one of the run's two models, guarded by its policy and detector where a job asks for it; it
+        stays until `release`."""
+        if model not in self._generators:
+            evaluation = self.out / "evaluation"
+            guard = {"spool": str(evaluation / f"spool-{model}")}
             guard |= {k: str(v) for k in ("policy", "detector") if (v := getattr(self.settings, k)) is not None}
-        return EngineSpec(model=str(model), guard=guard, seed=self.settings.seed)
+            path = self.settings.model if model == "base" else str(self.aligned)
+            spec = EngineSpec(model=path, guard=guard, seed=self.settings.seed)
+            self._generators[model] = Generator(spec, evaluation / f"{model}.engine.log")
+        return self._generators[model]
+
+    def release(self) -> None:
+        """Ends the engines: training needs their memory."""
+        for generator in self._generators.values():
+            generator.close()
+
+    @property
+    def aligned(self) -> Path:
+        """Where the merged model goes."""
+        return self.out / "aligned"
 
     def prompt(self, request: str) -> list[int]:
         """A request as the model's chat template renders it."""
@@ -138,7 +165,7 @@ def make_pairs(bench: Workbench, traces: Sequence[Trace]) -> list[Pair]:
     if path.exists():
         return read_pairs(path)
     pairs, dropped = rollouts.run(
-        traces, bench.runtime.triggers, bench.engine(bench.settings.model, None), bench.reader, bench.judge,
+        traces, bench.runtime.triggers, bench.generator("base"), bench.reader, bench.judge,
         rollouts.RolloutSettings(triggers=bench.settings.triggers, seed=bench.settings.seed), bench.out,
     )  # fmt: skip
     counts = {kind: sum(p.kind == kind for p in pairs) for kind in ("intervened", "benign")}
@@ -152,34 +179,39 @@ def train_adapter(bench: Workbench, pairs: Sequence[Pair]) -> TrainReport:
     adapter = bench.out / "adapter"
     report = read_report(adapter)
     if report is None:
+        bench.release()
         report = train(bench.settings.model, pairs, adapter, bench.settings.train, bench.runtime.table)
     return report
 
 
-def evaluate(bench: Workbench, requests: Sequence[EvalRequest]) -> dict[str, list[Outcome]]:
-    """All five arms on the same requests."""
+def evaluate_base(
+    bench: Workbench, requests: Sequence[EvalRequest]
+) -> tuple[dict[str, list[Outcome]], dict[str, Control]]:
+    """The arms of the model as it is, and the three-sentence control on what it says to harmful requests.
+
+    Before training it uses the engine that rolled out the pairs; afterwards it reads what is on disk.
+    """
     out = bench.out / "evaluation"
     primer = tuple(bench.tokenizer.encode(PRIMER, add_special_tokens=False))
-    base = [Arm("base", "base"), Arm("base+guard", "base", guard=True), Arm("base+primer", "base", opening=primer)]
-    outcomes = run_arms(
-        base, requests, bench.engine(bench.settings.model, out / "spool-base"), bench.reader, bench.judge, out
-    )
-    merged = merge(bench.settings.model, bench.out / "adapter", bench.out / "aligned")
-    aligned = [Arm("aligned", "aligned"), Arm("aligned+guard", "aligned", guard=True)]
-    return outcomes | run_arms(
-        aligned, requests, bench.engine(merged, out / "spool-aligned"), bench.reader, bench.judge, out
-    )
-
-
-def controls(bench: Workbench, outcomes: Sequence[Outcome]) -> dict[str, Control]:
-    """The three-sentence control on the base arm's harmful outputs."""
-    out = bench.out / "evaluation"
+    arms = [Arm("base", "base"), Arm("base+guard", "base", guard=True), Arm("base+primer", "base", opening=primer)]
+    generator = bench.generator("base")
+    outcomes = run_arms(arms, requests, generator, bench.reader, bench.judge, out)
     raw = read_results(out / "base.jsonl")
-    harmful = [(o, raw[f"base|{o.request.id}"].output_ids) for o in outcomes if o.request.label == "harmful"]
-    return run_controls(
-        harmful, bench.engine(bench.settings.model, None), bench.runtime, bench.tokenizer.backend_tokenizer,
-        bench.reader, bench.judge, out, seed=bench.settings.seed,
+    harmful = [(o, raw[f"base|{o.request.id}"].output_ids) for o in outcomes["base"] if o.request.label == "harmful"]
+    controls = run_controls(
+        harmful, generator, bench.runtime, bench.tokenizer.backend_tokenizer, bench.reader, bench.judge, out,
+        seed=bench.settings.seed,
     )  # fmt: skip
+    return outcomes, controls
+
+
+def evaluate_aligned(bench: Workbench, requests: Sequence[EvalRequest]) -> dict[str, list[Outcome]]:
+    """The arms of the trained model, which is merged first."""
+    bench.release()
+    merge(bench.settings.model, bench.out / "adapter", bench.aligned)
+    arms = [Arm("aligned", "aligned"), Arm("aligned+guard", "aligned", guard=True)]
+    out = bench.out / "evaluation"
+    return run_arms(arms, requests, bench.generator("aligned"), bench.reader, bench.judge, out)
 
 
 def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
@@ -187,8 +219,8 @@ def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
     from align.measure import build_report
     from align.report import print_table, write_report
 
-    outcomes = evaluate(bench, requests)
-    found = controls(bench, outcomes["base"])
+    outcomes, found = evaluate_base(bench, requests)
+    outcomes |= evaluate_aligned(bench, requests)
     evaluation = Evaluation(arms={name: summarise(rows) for name, rows in outcomes.items()}, controls=found)
     (bench.out / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
     result = build_report(bench, outcomes, evaluation)
@@ -198,7 +230,7 @@ def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Holds the run's lock; a second run on the same output is a UserError. The kernel drops it when we die."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.generate import EngineSpec, Job, Result, generate
+from align.generate import Generator, Job, Result
 from align.pairs import Pair, dedupe, pair_id
 from align.text import ReplyReader
 from classifiers.judge import Judge, Judgement
@@ -41,6 +41,8 @@ class RolloutSettings:
     """Triggers tried per intervened trace (the paper: six)."""
     max_intervened: int = 160
     """Intervened traces that are rolled out, a seeded choice."""
+    max_benign: int = 80
+    """The same of traces without a cue: training leaves out what exceeds its share of benign pairs."""
     max_tokens: int = 120
     per_request: int = 4
     seed: int = 0
@@ -50,17 +52,22 @@ def candidates(traces: Sequence[Trace], pool: Sequence[EncodedTrigger], settings
     """What to roll out, seeded: the same traces give the same candidates."""
     rng = random.Random(settings.seed)
     found: list[Candidate] = []
-    intervened = [t.guard_id for t in traces if t.receipt.interventions]
-    wanted = set(rng.sample(intervened, min(settings.max_intervened, len(intervened))))
+    intervened = [t for t in traces if t.receipt.interventions]
+    calm = [t for t in traces if len(t.steps) > 1 and not any(step.cue for step in t.steps)]
+    wanted = {
+        t.guard_id
+        for group, most in ((intervened, settings.max_intervened), (calm, settings.max_benign))
+        for t in rng.sample(group, min(most, len(group)))
+    }
     for trace in traces:
         steps = trace.steps
-        if trace.receipt.interventions and trace.guard_id not in wanted:
+        if trace.guard_id not in wanted:
             continue
         if trace.receipt.interventions:
             cue = steps[trace.receipt.interventions[0].step]
             for trigger in rng.sample(list(pool), min(settings.triggers, len(pool))):
                 found.append(_candidate("intervened", trace, cue.start, cue.end, trigger))
-        elif len(steps) > 1 and not any(step.cue for step in steps):
+        else:
             found.append(_candidate("benign", trace, steps[1].start, len(trace.output_ids), rng.choice(list(pool))))
     return found
 
@@ -73,7 +80,7 @@ def _candidate(kind: str, trace: Trace, start: int, end: int, trigger: EncodedTr
 def run(
     traces: Sequence[Trace],
     pool: Sequence[EncodedTrigger],
-    spec: EngineSpec,
+    generator: Generator,
     reader: ReplyReader,
     judge: Judge,
     settings: RolloutSettings,
@@ -85,7 +92,7 @@ def run(
     # The rejected side of an intervened trace: the cue, continued without a guard; once per trace.
     cues = {c.trace.guard_id: c for c in todo if c.kind == "intervened"}
     jobs += [_job(f"{guard_id}-cue", c, c.kept, settings) for guard_id, c in cues.items()]
-    results = generate(spec, jobs, out / "rollouts.jsonl", "counterfactual rollouts")
+    results = generator.generate(jobs, out / "rollouts.jsonl", "counterfactual rollouts")
     sides = [_sides(c, results) for c in todo]
     flat = [
         (c.trace.request, reply.reasoning, reply.answer)

@@ -43,7 +43,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         chosen, rejected = self._branches(model, inputs)
-        counts = torch.bincount(inputs["row"][inputs["side"] == 0], minlength=chosen.shape[0])
+        counts = torch.bincount(inputs["pair"][inputs["side"] == 0], minlength=chosen.shape[0])
         result = preference_loss(
             chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], counts,
             beta=self.beta, sft_weight=self._sft_weight,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from classifiers.data import LabelledRequest
+from classifiers.disguise import SHARE, disguise
 from classifiers.labels import Kind, LabelledTrace
 from classifiers.network import StepNetwork
 from classifiers.vectors import LABELS
@@ -135,7 +136,8 @@ def _loss(
     owner: list[int] = []
     for number, (trace, start, stop) in enumerate(windows):
         for index in range(max(0, start - 1), stop):
-            texts.append(disguise_source(trace, trace.steps[index], rng))
+            text = disguise_source(trace, trace.steps[index], rng)
+            texts.append(disguise(text, rng) if rng.random() < SHARE else text)
             if index >= start:
                 here.append(len(texts) - 1)
                 before.append(len(texts) - 2 if index else -1)

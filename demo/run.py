@@ -31,7 +31,7 @@ from guard.traces import read_traces
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Requests in flight: enough to fill the engine's batch.
-CONCURRENCY = 48
+CONCURRENCY = 96
 READY_SECONDS = 300
 
 
@@ -41,18 +41,18 @@ def main(out: Path, seed: int = 0) -> None:
     with console.status("making the demo reasoner ready (once, about 30 s)"):
         model = str(reasoner_model())
     traces = out / "traces"
-    with pipeline.locked(out):
-        bench = pipeline.Workbench.open(
-            pipeline.AlignSettings(model=model, seed=seed, train=TrainSettings(seed=seed)), out
-        )
+    settings = pipeline.AlignSettings(model=model, seed=seed, train=TrainSettings(seed=seed))
+    with pipeline.Workbench.open(settings, out) as bench:
         requests = traffic()
         if not (out / "traffic.done").exists():
             send(model, requests, traces, console)
             (out / "traffic.done").write_text(f"{len(requests)} requests\n", encoding="utf-8")
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+        held_out = built_in(bench.prompt)
+        pipeline.evaluate_base(bench, held_out)
         report = pipeline.train_adapter(bench, pairs)
         console.print(f"trained on {report.pairs} pairs in {report.seconds:.0f} s")
-        pipeline.measure(bench, built_in(bench.prompt))
+        pipeline.measure(bench, held_out)
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 

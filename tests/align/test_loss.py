@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.branch import BranchCollator
+from align.branch import BranchCollator, fold
 from align.loss import branch_logps, preference_loss
 
 PAIRS = [
@@ -32,13 +32,27 @@ def test_preference_loss_equals_its_formula() -> None:
 
 def test_collator_positions_and_mask() -> None:
     batch = BranchCollator(0)(PAIRS)
-    assert batch["input_ids"][0].tolist() == [5, 6, 7, 8, 9, 10, 11, 12, 13]
-    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5]
-    rejected_sees = batch["attention_mask"][0, 0, 8].tolist()
-    assert rejected_sees == [True, True, True, True, False, False, False, True, True]
-    flat = zip(*(batch[k].tolist() for k in ("row", "column", "target", "side")), strict=True)
-    first = [entry for entry in flat if entry[0] == 0]
-    assert first == [(0, 3, 9, 0), (0, 4, 10, 0), (0, 5, 11, 0), (0, 3, 12, 1), (0, 7, 13, 1)]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 14, 15, 16, 17, 18, 19]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2, 2, 3, 4, 5, 6]]
+    sees = [[j for j in range(17) if batch["attention_mask"][0, 0, i, j]] for i in (6, 8, 11, 16)]
+    assert sees == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8], [9, 10, 11], [9, 10, 12, 13, 14, 15, 16]]
+    flat = list(zip(*(batch[k].tolist() for k in ("pair", "row", "column", "target", "side")), strict=True))
+    assert flat[:5] == [(0, 0, 3, 9, 0), (0, 0, 4, 10, 0), (0, 0, 5, 11, 0), (0, 0, 3, 12, 1), (0, 0, 7, 13, 1)]
+    assert flat[5:8] == [(1, 0, 10, 14, 0), (1, 0, 10, 15, 1), (1, 0, 12, 16, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([9, 4, 7, 5], [[0, 1], [2, 3]]),
+        ([9, 4, 7], [[0, 1], [2]]),
+        ([6, 6], [[0], [1]]),
+        ([8], [[0]]),
+        ([3, 3, 9, 3, 3], [[2, 4], [0, 3], [1]]),
+    ],
+)
+def test_pieces_share_a_row_where_that_saves_positions(lengths: list[int], rows: list[list[int]]) -> None:
+    assert fold(lengths) == rows
 
 
 def random_model() -> torch.nn.Module:
@@ -58,15 +72,16 @@ def separate_logp(model: torch.nn.Module, prompt: list[int], side: list[int]) ->
     return sum(float(logits[len(prompt) - 1 + k, token]) for k, token in enumerate(side))
 
 
-def test_branch_row_gives_the_log_probabilities_of_separate_rows() -> None:
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS[:1], [*PAIRS, *PAIRS[:1]], [*PAIRS, *PAIRS]])
+def test_branch_row_gives_the_log_probabilities_of_separate_rows(pairs: list[dict[str, list[int]]]) -> None:
     model = random_model()
-    batch = BranchCollator(0)(PAIRS)
+    batch = BranchCollator(0)(pairs)
     with torch.no_grad():
         hidden = model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]
         ).last_hidden_state
         chosen, rejected = branch_logps(hidden, model.lm_head.weight, batch)
-    for i, pair in enumerate(PAIRS):
+    for i, pair in enumerate(pairs):
         for side, branch in (("chosen_ids", chosen), ("rejected_ids", rejected)):
             alone = separate_logp(model, pair["prompt_ids"], pair[side])
             assert branch[i].item() == pytest.approx(alone, abs=1e-4)

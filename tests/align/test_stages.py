@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from align import pipeline, rollouts
-from align.generate import EngineSpec, Job, Result, generate, read_results
+from align.generate import EngineSpec, Generator, Job, Result, read_results
 from align.requests import built_in, from_file
 from align.rollouts import RolloutSettings, candidates
 from guard.errors import UserError
@@ -16,8 +17,10 @@ from guard.traces import Spool, read_traces
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> pipeline.Workbench:
-    return pipeline.Workbench.open(pipeline.AlignSettings(model=str(tiny_model)), tmp_path_factory.mktemp("run"))
+def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pipeline.Workbench]:
+    settings = pipeline.AlignSettings(model=str(tiny_model))
+    with pipeline.Workbench.open(settings, tmp_path_factory.mktemp("run")) as found:
+        yield found
 
 
 def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbench, tmp_path: Path) -> None:
@@ -30,8 +33,15 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
     ]
     out = tmp_path / "out.jsonl"
     out.write_text(Result(id="free", output_ids=[7], finish="stop").model_dump_json() + '\n{"id": "torn')
-    results = generate(spec, jobs, out, "test")
-    assert results["free"].output_ids == [7], "a result on disk is not generated again"
+    more = [Job(id=f"free-{n}", prompt_ids=prompt, temperature=0.0, max_tokens=n) for n in range(1, 12)]
+    with Generator(spec, tmp_path / "engine.log") as generator:
+        results = generator.generate(jobs, out, "test")
+        assert results["free"].output_ids == [7], "a result on disk is not generated again"
+        assert generator.generate(jobs, out, "nothing is missing") == results
+        # More jobs than the engine has room for, on the engine that is already there.
+        longer = generator.generate(more, tmp_path / "more.jsonl", "test")
+    assert [len(longer[job.id].output_ids) for job in more] == list(range(1, 12))
+    assert {longer[job.id].finish for job in more} == {"length"}
     trace = {t.guard_id: t for t in read_traces(spool)[0]}["guarded"]
     assert trace.output_ids == results["guarded"].output_ids
     assert [i.completed for i in trace.receipt.interventions] == [True]
@@ -66,18 +76,25 @@ def test_traces_of_another_tokenizer_are_refused(bench: pipeline.Workbench, tmp_
     assert json.loads((bench.out / "collected.json").read_text())["other_tokenizer"] == 1
 
 
-def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
-    second = pipeline.locked(tmp_path)
-    with pipeline.locked(tmp_path), pytest.raises(UserError, match="Another align is running"):
-        second.__enter__()
-    with pipeline.locked(tmp_path):
+def test_an_engine_that_dies_is_a_clear_error(bench: pipeline.Workbench, tmp_path: Path) -> None:
+    jobs = [Job(id="a", prompt_ids=[1])]
+    generator = Generator(EngineSpec(model=str(tmp_path / "no-model")), tmp_path / "engine.log")
+    with generator, pytest.raises(UserError, match=r"Generation \(test\) ended with exit code 1"):
+        generator.generate(jobs, tmp_path / "out.jsonl", "test")
+
+
+def test_a_second_run_on_the_same_output_is_refused(bench: pipeline.Workbench) -> None:
+    with pytest.raises(UserError, match="Another align is running"), pipeline.Workbench.open(bench.settings, bench.out):
         pass
 
 
-def test_another_runs_directory_is_refused(bench: pipeline.Workbench) -> None:
+def test_another_runs_directory_is_refused(bench: pipeline.Workbench, tmp_path: Path) -> None:
+    (tmp_path / "align.json").write_bytes((bench.out / "align.json").read_bytes())
     other = bench.settings.model_copy(update={"seed": 1})
-    with pytest.raises(UserError, match="holds another align run"):
-        pipeline.Workbench.open(other, bench.out)
+    with pytest.raises(UserError, match="holds another align run"), pipeline.Workbench.open(other, tmp_path):
+        pass
+    with pipeline.Workbench.open(bench.settings, tmp_path):
+        pass
 
 
 def test_unknown_model_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,17 @@ def test_passthrough_replaces_defaults(tmp_path: Path) -> None:
     assert "--reasoning-parser" not in command(tmp_path, think=False).argv
 
 
+@pytest.mark.parametrize(
+    ("args", "one"),
+    [((), True), (("--seed", "3"), True), (("-tp", "2"), False), (("-tp=2",), False), (("--tensor_parallel_size=2",), False),
+     (("--tensor", "2"), False), (("-dp", "2"), False), (("--data-parallel-size", "2"), False)],
+)  # fmt: skip
+def test_engine_and_model_share_a_process_unless_several_workers_are_asked_for(
+    tmp_path: Path, args: tuple[str, ...], one: bool
+) -> None:
+    assert ("--distributed-executor-backend" in command(tmp_path, *args).argv) is one
+
+
 @pytest.mark.parametrize("name", REFUSED_ARGS)
 def test_what_the_guard_cannot_enforce_under_is_refused_with_the_reason(name: str) -> None:
     wanted = f"vLLM argument {name} cannot be used under the guard: {REFUSED_ARGS[name]}; got {name}."
