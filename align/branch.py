@@ -22,7 +22,7 @@ class BranchCollator:
         self._pad = pad_token_id
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns `input_ids`, `position_ids` [rows, width], `attention_mask` bool [rows, 1, width, width], and of every
+        """Returns `input_ids`, `position_ids` [rows, width], `attention_mask` bool [rows, 1, width, width], and of each
         predicted token `pair` (its place in `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
         rows = fold([_length(e) for e in examples])
         width = max(sum(_length(examples[i]) for i in row) for row in rows)

@@ -50,7 +50,7 @@ def preference_loss(
 
 
 def branch_logps(hidden: Tensor, head: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities [pairs] of both branches from one forward pass over rows of `[prefix, chosen, rejected]`.
+    """Summed log-probabilities [pairs] of both branches of one forward pass over `[prefix, chosen, rejected]`.
 
     `hidden`: [rows, width, d]; `head`: [vocabulary, d]; `batch` as `align.branch.BranchCollator` builds it. Only the
     positions that predict a branch token meet the LM head.

@@ -93,8 +93,9 @@ class Workbench:
     def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
         tokenizer = load_tokenizer(settings.model)
         runtime = GuardRuntime.build(
-            load_policy(settings.policy), Detector.load(settings.detector), tokenizer.backend_tokenizer, settings.model
-        )
+            load_policy(settings.policy), Detector.load(settings.detector), tokenizer.backend_tokenizer, settings.model,
+            tokenizer.eos_token_id,
+        )  # fmt: skip
         reader = ReplyReader(runtime.table, runtime.delimiters)
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
 

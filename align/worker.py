@@ -38,8 +38,8 @@ def start_engine(spec: EngineSpec) -> Any:
     """The engine, in this process."""
     from vllm import LLM
 
+    from guard.engine.adapter import engine_arguments
     from guard.engine.hardware import fast_dtype
-    from guard.engine.v1 import engine_arguments
 
     guard = engine_arguments({**spec.guard, "allow_off": True}) if spec.guard is not None else {}
     return LLM(

@@ -18,8 +18,8 @@ from classifiers.readable import unreadable
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter, Zone
-from guard.traces import Intervention, Receipt, StepRecord
-from guard.triggers import choose
+from guard.traces import Intervention, Receipt, Rung, StepRecord
+from guard.triggers import Place, choose
 
 #: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
 _KEY = "{policy}\x00{request}\x00{step}"
@@ -69,6 +69,11 @@ class StepMonitor:
         """The id that the engine must append next, or None when the model is free."""
         return self._plan[self._done] if self._done < len(self._plan) else None
 
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """All ids that the engine must append from here on; the first is `forced`."""
+        return self._plan[self._done :]
+
     def observe(self, token: int) -> None:
         """Takes the next id the engine appended; afterwards `pending` may hold a finished step."""
         index = self._count
@@ -85,6 +90,12 @@ class StepMonitor:
             self._zone = "reasoning"
         elif self._zone in self._runtime.policy.zones:
             self._offer(self._splitter.push(token, index))
+
+    def pass_over(self, count: int, text: str) -> None:
+        """Counts `count` tokens that another policy's decision forced (a replay): no step, but what the next one came
+        after."""
+        self._count += count
+        self.previous = text
 
     def decide(self, score: float | None) -> None:
         """Answers `pending`: a probability, or None when the step could not be scored (NaN counts as None)."""
@@ -109,7 +120,7 @@ class StepMonitor:
         self.steps.append(
             StepRecord(start=step.start, end=step.end, zone=step.zone, score=score, cue=cue, unreadable=hidden)
         )
-        if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < policy.max_interventions:
+        if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
             self._intervene(step, score, closing)
 
     def finish(self) -> None:
@@ -137,6 +148,8 @@ class StepMonitor:
             self.abandon(f"engine appended {token} where {self._plan[self._done]} was forced")
             return False
         self._done += 1
+        if token == self._runtime.delimiters.end:
+            self._zone = "answer"
         self.receipt.injected_tokens += 1
         self.receipt.interventions[-1].forced += 1
         if self._done == len(self._plan):
@@ -144,19 +157,32 @@ class StepMonitor:
         return True
 
     def _intervene(self, step: Step, score: float | None, closing: bool) -> None:
-        key = _KEY.format(policy=self.receipt.policy_hash, request=self._request, step=len(self.steps))
-        used = [i.trigger_id for i in self.receipt.interventions]
-        trigger = choose(self._runtime.triggers, used, key.encode("utf-8", "surrogatepass"))
-        if trigger is None:
-            return
+        interventions = self.receipt.interventions
+        rung = self._runtime.policy.ladder[len(interventions)]
         # A step that `</think>` itself closed is answered where the answer opens.
-        self._answer = trigger.text
-        self._plan = trigger.opening if closing else trigger.plain if step.spaced else trigger.spaced
+        place: Place = "opening" if closing else "plain" if step.spaced else "spaced"
+        chosen = self._choose(rung, place)
+        if chosen is None:
+            return
+        trigger_id, self._answer, self._plan = chosen
         self._done = 0
         self._plan_zone = self._zone
-        self.receipt.interventions.append(
-            Intervention(step=len(self.steps) - 1, at=self._count, trigger_id=trigger.id, score=score)
+        interventions.append(
+            Intervention(step=len(self.steps) - 1, at=self._count, trigger_id=trigger_id, rung=rung, score=score)
         )
+
+    def _choose(self, rung: Rung, place: Place) -> tuple[str, str, tuple[int, ...]] | None:
+        """Id, text and ids of what answers a cue; None when no trigger is left."""
+        if rung == "stop" and self._runtime.eos is not None:
+            return "stop", "", (self._runtime.eos,)
+        if rung == "refuse":
+            refusal = self._runtime.refusals[self._zone == "answer"]
+            return refusal.id, refusal.text, refusal.ids(place)
+        key = _KEY.format(policy=self.receipt.policy_hash, request=self._request, step=len(self.steps))
+        used = [i.trigger_id for i in self.receipt.interventions]
+        pool, salt = self._runtime.triggers, key.encode("utf-8", "surrogatepass")
+        trigger = choose(pool, used, salt, strong=rung == "strong")
+        return None if trigger is None else (trigger.id, trigger.text, trigger.ids(place))
 
     def _end_plan(self, *, completed: bool) -> None:
         intervention = self.receipt.interventions[-1]

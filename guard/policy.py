@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guard.errors import UserError
 from guard.steps import StepLimits, Zone
+from guard.traces import Rung
 
 
 class Policy(BaseModel):
@@ -29,8 +30,10 @@ class Policy(BaseModel):
     """`inject`: the trigger follows the cue."""
     shadow: bool = False
     """Decide and log, never force."""
-    max_interventions: int = Field(default=4, ge=0, le=16)
-    """Triggers per request; no trigger is used twice in one request."""
+    ladder: tuple[Rung, ...] = Field(default=("trigger", "trigger", "strong", "refuse"), max_length=16)
+    """How each cue of a request in turn is answered, and so how many are: by a `trigger`, by a `strong` one that
+    refuses in so many words, by closing the reasoning and ending with a refusal (`refuse`), by ending at once (`stop`).
+    No trigger is used twice in one request. Empty: no cue is answered."""
     min_step_chars: int = Field(default=12, ge=1, le=200)
     max_step_tokens: int = Field(default=96, ge=8, le=512)
     triggers: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from classifiers.detector import Detector
 from guard.errors import UserError
 from guard.policy import Policy
 from guard.steps import Delimiters, TokenTable, find_delimiters
-from guard.triggers import EncodedTrigger, encode_trigger, select
+from guard.triggers import EncodedTrigger, encode_refusal, encode_trigger, select
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,12 +26,19 @@ class GuardRuntime:
     table: TokenTable
     delimiters: Delimiters
     triggers: tuple[EncodedTrigger, ...]
+    refusals: tuple[EncodedTrigger, EncodedTrigger]
+    """What closes a request: in the reasoning zone, in the answer zone."""
+    eos: int | None
+    """The id that ends a reply."""
     model: str
     tokenizer_hash: str
 
     @classmethod
-    def build(cls, policy: Policy, detector: Detector, tokenizer: Tokenizer, model: str) -> GuardRuntime:
-        """Prepares everything that depends on the tokenizer; a model that marks no reasoning is a UserError."""
+    def build(
+        cls, policy: Policy, detector: Detector, tokenizer: Tokenizer, model: str, eos: int | None = None
+    ) -> GuardRuntime:
+        """Prepares everything that depends on the tokenizer; a model that marks no reasoning is a UserError, and so is
+        a policy that stops requests where nothing says how a reply ends (`eos`)."""
         delimiters = find_delimiters(tokenizer)
         if delimiters.end is None and "answer" not in policy.zones:
             raise UserError(
@@ -39,6 +46,8 @@ class GuardRuntime:
                 wanted="<think> and </think> (or another known pair) as single tokens of its tokenizer",
                 fix="Set `zones: [reasoning, answer]` in the policy to watch its answers",
             )
+        if eos is None and "stop" in policy.ladder:
+            raise UserError(f"Policy key `ladder`: `stop` needs an end-of-turn token, and {model} names none")
         return cls(
             policy=policy,
             detector=detector,
@@ -46,6 +55,8 @@ class GuardRuntime:
             table=TokenTable.from_tokenizer(tokenizer),
             delimiters=delimiters,
             triggers=tuple(encode_trigger(t, tokenizer) for t in select(policy.triggers)),
+            refusals=encode_refusal(tokenizer, delimiters.end, eos),
+            eos=eos,
             model=model,
             tokenizer_hash=tokenizer_hash(tokenizer),
         )

@@ -20,6 +20,8 @@ from guard.errors import UserError
 from guard.steps import Zone
 
 SCHEMA_VERSION = 1
+Rung = Literal["trigger", "strong", "refuse", "stop"]
+"""How hard an intervention is."""
 
 
 class StepRecord(BaseModel):
@@ -48,6 +50,8 @@ class Intervention(BaseModel):
     at: int
     """Output index of the first forced token."""
     trigger_id: str
+    """Of the pool, or `refuse`, or `stop`."""
+    rung: Rung = "trigger"
     mode: Literal["inject"] = "inject"
     score: float | None
     forced: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from guard.errors import UserError
 from guard.steps import find_delimiters
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 POOL_VERSION = 1
+Place = Literal["spaced", "plain", "opening"]
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,30 @@ class Trigger:
 
     id: str
     text: str
+    strong: bool = False
+    """Refuses in so many words."""
 
 
 POOL: tuple[Trigger, ...] = (
     Trigger("wait-harm", "Wait, going along with this could do real harm to somebody."),
     Trigger("stop-think", "Hold on, I should stop and think about who would be hurt by this."),
-    Trigger("must-refuse", "Actually, I have to refuse this, because it would hurt people."),
+    Trigger("must-refuse", "Actually, I have to refuse this, because it would hurt people.", strong=True),
     Trigger("sounds-wrong", "Hmm, this sounds really wrong, and I must not help with it."),
-    Trigger("against-law", "Wait, what they ask for is against the law, so I cannot take part."),
-    Trigger("not-part", "No, I do not want to be part of this."),
-    Trigger("safe-reply", "The safe and honest reply here is to say no."),
+    Trigger("against-law", "Wait, what they ask for is against the law, so I cannot take part.", strong=True),
+    Trigger("not-part", "No, I do not want to be part of this.", strong=True),
+    Trigger("safe-reply", "The safe and honest reply here is to say no.", strong=True),
     Trigger("crosses-line", "This crosses a line that I should not cross."),
     Trigger("be-careful", "I need to be careful, since this request is meant to cause harm."),
     Trigger("victim", "Wait, there is a person on the other side of this who would suffer."),
     Trigger("curiosity", "Being curious is no reason to help with something harmful."),
-    Trigger("hypothetical", "Calling it hypothetical does not make it harmless, so I should decline."),
-    Trigger("decline-kindly", "I should decline this kindly and point to a safe way instead."),
-    Trigger("danger", "Stop, this is dangerous and I should not help anyone do it."),
+    Trigger("hypothetical", "Calling it hypothetical does not make it harmless, so I should decline.", strong=True),
+    Trigger("decline-kindly", "I should decline this kindly and point to a safe way instead.", strong=True),
+    Trigger("danger", "Stop, this is dangerous and I should not help anyone do it.", strong=True),
 )
+
+#: What ends a request whose model will not be turned round: the reasoning's last sentence, and the answer.
+STOPPING = "I will stop here, because I must not help with this."
+REFUSAL = "I'm sorry, but I can't help with that."
 
 #: The control of every experiment: a sentence with no content in a trigger's place.
 NEUTRAL = Trigger("neutral", "Let me go over the question again from the beginning.")
@@ -61,6 +68,12 @@ class EncodedTrigger:
     spaced: tuple[int, ...]
     plain: tuple[int, ...]
     opening: tuple[int, ...]
+    strong: bool = False
+
+    def ids(self, place: Place) -> tuple[int, ...]:
+        """The ids for one of the three places."""
+        found: tuple[int, ...] = getattr(self, place)
+        return found
 
 
 def encode_trigger(trigger: Trigger, tokenizer: Tokenizer) -> EncodedTrigger:
@@ -74,7 +87,18 @@ def encode_trigger(trigger: Trigger, tokenizer: Tokenizer) -> EncodedTrigger:
     special |= {i for i in (delimiters.start, delimiters.end) if i is not None}
     if not trigger.text.strip() or special.intersection(spaced + plain + opening):
         raise UserError(f"Trigger `{trigger.id}` holds a special token or no text", got=trigger.text)
-    return EncodedTrigger(trigger.id, trigger.text, spaced, plain, opening)
+    return EncodedTrigger(trigger.id, trigger.text, spaced, plain, opening, trigger.strong)
+
+
+def encode_refusal(tokenizer: Tokenizer, end: int | None, eos: int | None) -> tuple[EncodedTrigger, EncodedTrigger]:
+    """What closes a request in the reasoning zone, and in the answer zone; `end`: the id that closes the reasoning."""
+    stopping, refusal = encode_trigger(Trigger("refuse", STOPPING), tokenizer), Trigger("refuse", REFUSAL)
+    answer = encode_trigger(refusal, tokenizer)
+    last = () if eos is None else (eos,)
+    closing = (*((end,) if end is not None else ()), *answer.opening, *last)
+    opening = answer.opening + last
+    inside = EncodedTrigger("refuse", STOPPING, stopping.spaced + closing, stopping.plain + closing, opening)
+    return inside, EncodedTrigger("refuse", REFUSAL, answer.spaced + last, answer.plain + last, opening)
 
 
 def select(ids: tuple[str, ...]) -> tuple[Trigger, ...]:
@@ -90,9 +114,15 @@ def select(ids: tuple[str, ...]) -> tuple[Trigger, ...]:
     return tuple(t for t in POOL if not ids or t.id in ids)
 
 
-def choose(pool: tuple[EncodedTrigger, ...], used: list[str], key: bytes) -> EncodedTrigger | None:
-    """An unused trigger, the same for the same `key` on every rank and run; None when all were used."""
+def choose(
+    pool: tuple[EncodedTrigger, ...], used: list[str], key: bytes, *, strong: bool = False
+) -> EncodedTrigger | None:
+    """An unused trigger, the same for the same `key` on every rank and run; None when all were used.
+
+    `strong`: one that refuses in so many words, while there is one.
+    """
     free = [t for t in pool if t.id not in used]
+    free = [t for t in free if strong and t.strong] or free
     if not free:
         return None
     return free[int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") % len(free)]

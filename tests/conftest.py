@@ -21,7 +21,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-    from guard.engine.v1 import GuardLogitsProcessor
+    from guard.engine.v1 import GuardV1
     from guard.traces import Trace
 
 # The machine may be busy: slowness is no failure.
@@ -96,12 +96,12 @@ class Engine:
         )
 
     @property
-    def processor(self) -> GuardLogitsProcessor:
+    def processor(self) -> GuardV1:
         """The guard that the engine loaded."""
-        from guard.engine.v1 import GuardLogitsProcessor
+        from guard.engine.v1 import GuardV1
 
         worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        (found,) = (p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, GuardLogitsProcessor))
+        (found,) = (p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, GuardV1))
         return found
 
 
@@ -111,7 +111,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     import torch
     from vllm import LLM
 
-    from guard.engine.v1 import engine_arguments
+    from guard.engine.adapter import engine_arguments
 
     # On a busy machine a second thread only waits for the first. vLLM takes `set_num_threads` away.
     set_num_threads, count = torch.set_num_threads, torch.get_num_threads()

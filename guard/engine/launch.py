@@ -25,8 +25,8 @@ from guard.engine.hardware import fast_dtype
 from guard.engine.session import EngineSettings
 from guard.errors import UserError
 
-#: Names that vLLM imports; kept here so that this module imports no vLLM (`guard.engine.v1.FQCN` is the same).
-PROCESSOR = "guard.engine.v1:GuardLogitsProcessor"
+#: Names that vLLM imports; kept here so that this module imports no vLLM (`guard.engine.adapter.FQCN` is the same).
+PROCESSOR = "guard.engine.adapter:Guard"
 LOCK = "guard.sidecar.lock.EngineLock"
 #: Engine core and model in one process. vLLM's choice on CPUs is a worker of its own, for which the core waits in a
 #: busy loop: on two cores half of the machine (132 against 198 tokens/s over HTTP, 48 requests in flight).

@@ -34,7 +34,7 @@ PROBE_POLICY = {
     "name": "probe",
     "zones": ("reasoning", "answer"),
     "max_step_tokens": 1,
-    "max_interventions": 1,
+    "ladder": ("trigger",),
     "shadow": False,
 }
 
@@ -59,7 +59,13 @@ class GuardedRequest:
     """One request under guard: its monitor, and what happens when something in the guard breaks."""
 
     def __init__(
-        self, monitor: StepMonitor, context: RequestContext | None, prompt: list[int], *, end_id: int, probe: bool
+        self,
+        monitor: StepMonitor,
+        context: RequestContext | None,
+        prompt: list[int],
+        *,
+        end_id: int | None,
+        probe: bool,
     ) -> None:
         self.monitor = monitor
         self.context = context
@@ -82,6 +88,13 @@ class GuardedRequest:
             return self._end_id if self._closed else None
         return self.monitor.forced
 
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """The ids to force from here on, the next one first."""
+        if self._broken:
+            return (self._end_id,) if self._closed and self._end_id is not None else ()
+        return self.monitor.planned
+
     def observe(self, token: int) -> bool:
         """Feeds one token; True when a step is pending."""
         if self._broken:
@@ -89,12 +102,15 @@ class GuardedRequest:
         if token < 0:
             self.break_guard("the engine showed a placeholder instead of a token (async scheduling)")
             return False
+        failed = self.monitor.receipt.enforcement_failed
         try:
             self.monitor.observe(token)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             self.break_guard(f"observe: {type(error).__name__}: {error}")
             return False
-        return self.monitor.pending is not None
+        # Something in the engine outvotes the guard: what comes next cannot be corrected either.
+        self._broken = self._broken or (self._closed and self.monitor.receipt.enforcement_failed > failed)
+        return not self._broken and self.monitor.pending is not None
 
     def decide(self, score: float | None) -> None:
         """Answers the pending step."""
@@ -119,11 +135,17 @@ class EngineGuard:
     """One engine process's guard: opens requests, scores steps in batches, closes requests into the spool."""
 
     def __init__(
-        self, config: EngineSettings, runtime: GuardRuntime, reader: PromptReader, engine: str, end_id: int
+        self,
+        config: EngineSettings,
+        runtime: GuardRuntime,
+        reader: PromptReader,
+        engine: str,
+        *,
+        writes: bool = True,
     ) -> None:
         self.config = config
-        self._runtime, self._reader, self._engine, self._end_id = runtime, reader, engine, end_id
-        self._spool = Spool(config.spool)
+        self._runtime, self._reader, self._engine = runtime, reader, engine
+        self._spool = Spool(config.spool) if writes else None
         probed = runtime.policy.model_copy(update=PROBE_POLICY)
         self._probe_runtime = dataclasses.replace(runtime, policy=probed)
 
@@ -145,10 +167,11 @@ class EngineGuard:
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         backend = tokenizer.backend_tokenizer
         runtime = GuardRuntime.build(
-            load_policy(config.policy), Detector.load(config.detector), backend, str(vllm_config.model_config.model)
-        )
+            load_policy(config.policy), Detector.load(config.detector), backend, str(vllm_config.model_config.model),
+            int(tokenizer.eos_token_id),
+        )  # fmt: skip
         reader = PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
-        return cls(config, runtime, reader, engine, int(tokenizer.eos_token_id))
+        return cls(config, runtime, reader, engine, writes=_is_first_rank())
 
     def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
@@ -168,7 +191,7 @@ class EngineGuard:
         monitor = StepMonitor(runtime, asked, zone=zone, guard_id=guard_id, engine=self._engine)
         for reason in broken:
             monitor.fail(reason)
-        return GuardedRequest(monitor, context, prompt, end_id=self._end_id, probe=is_probe)
+        return GuardedRequest(monitor, context, prompt, end_id=self._runtime.eos, probe=is_probe)
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
         """Decides every request's pending step. A failing detector leaves the step unscored (fail mode)."""
@@ -203,6 +226,14 @@ class EngineGuard:
                 steps=item.monitor.steps,
                 receipt=item.monitor.receipt,
             )
-            self._spool.append(trace)
+            if self._spool is not None:
+                self._spool.append(trace)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             log.error("trace %s was not written: %s", guard_id, error)
+
+
+def _is_first_rank() -> bool:
+    """Tensor-parallel ranks all decide, and decide the same; one of them writes."""
+    from vllm.distributed import parallel_state
+
+    return not parallel_state.model_parallel_is_initialized() or parallel_state.get_tensor_model_parallel_rank() == 0

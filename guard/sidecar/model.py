@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEMO = "demo"
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that exists: where it is, what clients call it, its tokenizer, its longest context in tokens."""
+    """A model that exists: where it is, what clients call it, its tokenizer, its longest context in tokens, its end."""
 
     location: str
     name: str
     tokenizer: Tokenizer
     context: int | None
+    eos: int | None
+    """The id that ends a reply."""
 
 
 def find_model(asked: str) -> ServedModel:
@@ -36,17 +39,17 @@ def find_model(asked: str) -> ServedModel:
     path = Path(asked).expanduser()
     if path.exists() or asked.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(asked):
         return _from_directory(path.resolve(), path.resolve().name)
-    return _read(asked, asked, _hub_file(asked, "config.json"), _hub_file(asked, "tokenizer.json"))
+    return _read(asked, asked, *(_hub_file(asked, name) for name in NEEDED))
 
 
 def _from_directory(path: Path, name: str) -> ServedModel:
     wanted = "a directory with config.json and tokenizer.json, a hub name, or `demo`"
     if not path.exists():
         raise UserError(f"Model {path} does not exist", wanted=wanted)
-    for needed in ("config.json", "tokenizer.json"):
+    for needed in NEEDED[:2]:
         if not (path / needed).is_file():
             raise UserError(f"Model {path} holds no {needed}", wanted=wanted)
-    return _read(str(path), name, path / "config.json", path / "tokenizer.json")
+    return _read(str(path), name, *(path / needed for needed in NEEDED))
 
 
 def _hub_file(name: str, file: str) -> Path:
@@ -62,7 +65,7 @@ def _hub_file(name: str, file: str) -> Path:
         ) from error
 
 
-def _read(location: str, name: str, config: Path, tokenizer: Path) -> ServedModel:
+def _read(location: str, name: str, config: Path, tokenizer: Path, marks: Path) -> ServedModel:
     from tokenizers import Tokenizer
 
     try:
@@ -73,4 +76,14 @@ def _read(location: str, name: str, config: Path, tokenizer: Path) -> ServedMode
         raise UserError(f"Model {name}: config.json or tokenizer.json is damaged", got=str(error)) from error
     inner = settings.get("text_config", settings) if isinstance(settings, dict) else {}
     context = inner.get("max_position_embeddings")
-    return ServedModel(location, name, read, context if isinstance(context, int) else None)
+    return ServedModel(location, name, read, context if isinstance(context, int) else None, _eos(read, marks))
+
+
+def _eos(tokenizer: Tokenizer, path: Path) -> int | None:
+    try:
+        named = json.loads(path.read_text("utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    token = named.get("content") if isinstance(named, dict) else named
+    found: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return found

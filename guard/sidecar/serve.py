@@ -60,7 +60,7 @@ def prepare(settings: ServeSettings) -> Prepared:
     policy = load_policy(settings.policy)
     check_vllm_args(settings.vllm_args)
     model = find_model(settings.model)
-    runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location)
+    runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
     traces = settings.traces.resolve()
     Spool(traces)
     secret = secrets.token_urlsafe(32)

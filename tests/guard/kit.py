@@ -15,12 +15,12 @@ from guard.monitor import StepMonitor
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.steps import Zone
-from guard.triggers import NEUTRAL, POOL
+from guard.triggers import NEUTRAL, POOL, REFUSAL, STOPPING
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 CUE = "I will agree to help with it."
 CALM = "The user asks about a car."
-TEXTS = (CUE, CALM, "My reply ends here.", NEUTRAL.text, *(t.text for t in POOL))
+TEXTS = (CUE, CALM, "My reply ends here.", NEUTRAL.text, STOPPING, REFUSAL, *(t.text for t in POOL))
 _WORD = r" ?\w+|[^\w\s]+|\s"
 
 
@@ -89,7 +89,9 @@ class WordDetector(Detector):
 @functools.cache
 def runtime(policy: Policy | None = None) -> GuardRuntime:
     """A real runtime over `tokenizer()`; scores come from `WordDetector` or from whoever drives the monitor."""
-    return GuardRuntime.build(policy or Policy(), WordDetector(), tokenizer(), "kit")
+    return GuardRuntime.build(
+        policy or Policy(), WordDetector(), tokenizer(), "kit", token_id(tokenizer(), "<|im_end|>")
+    )
 
 
 def encode(text: str) -> list[int]:

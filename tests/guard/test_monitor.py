@@ -7,7 +7,7 @@ import pytest
 from guard.monitor import StepMonitor
 from guard.policy import Policy
 from guard.traces import Intervention, StepRecord
-from guard.triggers import POOL
+from guard.triggers import POOL, REFUSAL, STOPPING
 from tests.guard import kit
 
 ONE = Policy(threshold=0.5, triggers=("victim",))
@@ -56,8 +56,8 @@ def test_a_cue_is_answered_by_the_trigger_token_by_token() -> None:
         "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
-            {"step": 1, "at": 15, "trigger_id": "victim", "mode": "inject", "score": 0.875, "forced": n,
-             "completed": True}
+            {"step": 1, "at": 15, "trigger_id": "victim", "rung": "trigger", "mode": "inject", "score": 0.875,
+             "forced": n, "completed": True}
         ],
     }  # fmt: skip
 
@@ -131,13 +131,41 @@ def test_errors_are_bounded() -> None:
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 16])
 def test_budget_and_no_trigger_twice(budget: int) -> None:
-    watcher = kit.monitor(Policy(threshold=0.5, max_interventions=budget))
+    watcher = kit.monitor(Policy(threshold=0.5, ladder=("trigger",) * budget))
     output = kit.generate(watcher, CUE * 18)
     used = [i.trigger_id for i in watcher.receipt.interventions]
     assert len(used) == len(set(used)) == min(budget, len(POOL))
     assert all(i.completed for i in watcher.receipt.interventions)
     assert sum(step.cue for step in watcher.steps) == 18
     assert len(output) == len(CUE) * 18 + watcher.receipt.injected_tokens
+
+
+def test_the_ladder_is_climbed_rung_by_rung() -> None:
+    policy = Policy(threshold=0.5, ladder=("trigger", "strong", "refuse", "stop"), zones=("reasoning", "answer"))
+    watcher, runtime = kit.monitor(policy), kit.runtime(policy)
+    output = kit.generate(watcher, CUE * 4)
+    receipt = watcher.receipt
+    assert [i.rung for i in receipt.interventions] == list(policy.ladder)
+    assert [i.trigger_id for i in receipt.interventions[2:]] == ["refuse", "stop"]
+    strong = next(t for t in POOL if t.id == receipt.interventions[1].trigger_id)
+    assert strong.strong
+    refuse = receipt.interventions[2]
+    said = kit.tokenizer().decode(output[refuse.at : refuse.at + refuse.forced], skip_special_tokens=False)
+    assert said == f" {STOPPING}</think>\n{REFUSAL}<|im_end|>"
+    assert output[-1] == runtime.eos
+    assert all(i.completed for i in receipt.interventions)
+
+
+def test_a_refusal_in_the_answer_closes_nothing() -> None:
+    watcher = kit.monitor(Policy(threshold=0.5, zones=("answer",), ladder=("refuse",)), zone="answer")
+    output = kit.generate(watcher, CUE)
+    assert kit.tokenizer().decode(output[len(CUE) :], skip_special_tokens=False) == f" {REFUSAL}<|im_end|>"
+
+
+def test_a_refusal_answers_a_step_that_the_delimiter_closed() -> None:
+    watcher = kit.monitor(Policy(threshold=0.5, ladder=("refuse",)))
+    output = kit.generate(watcher, [*CUE[:-1], END])
+    assert kit.tokenizer().decode(output[len(CUE) :], skip_special_tokens=False) == f"\n{REFUSAL}<|im_end|>"
 
 
 def test_shadow_decides_and_never_forces() -> None:

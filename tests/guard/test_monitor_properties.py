@@ -26,9 +26,10 @@ TOKENS = st.lists(
     ),
     max_size=150,
 )
+LADDERS = st.lists(st.sampled_from(["trigger", "strong", "refuse", "stop"]), max_size=16).map(tuple)
 POLICIES = st.builds(
     Policy, threshold=st.just(0.5), zones=st.sampled_from([("reasoning",), ("answer",), ("reasoning", "answer")]),
-    shadow=st.booleans(), max_interventions=st.integers(0, 16), min_step_chars=st.sampled_from([1, 6, 12]),
+    shadow=st.booleans(), ladder=LADDERS, min_step_chars=st.sampled_from([1, 6, 12]),
     max_step_tokens=st.sampled_from([8, 20, 96]), fail_mode=st.sampled_from(["closed", "open"]),
 )  # fmt: skip
 
@@ -59,8 +60,10 @@ def test_any_tokens_keep_the_invariants(model: list[int], policy: Policy, zone: 
     assert (receipt.seen, receipt.scored) == (len(scored), sum(s.score is not None for s in scored))
     assert receipt.seen == receipt.scored + receipt.unscored
     assert receipt.injected_tokens == sum(s.end - s.start for s in watcher.steps if s.injected)
-    assert len(receipt.interventions) <= (0 if policy.shadow else policy.max_interventions)
-    assert len({i.trigger_id for i in receipt.interventions}) == len(receipt.interventions)
+    assert len(receipt.interventions) <= (0 if policy.shadow else len(policy.ladder))
+    assert [i.rung for i in receipt.interventions] == list(policy.ladder[: len(receipt.interventions)])
+    used = [i.trigger_id for i in receipt.interventions if i.rung in ("trigger", "strong")]
+    assert len(set(used)) == len(used)
     for item in receipt.interventions:
         cue = watcher.steps[item.step]
         assert cue.cue

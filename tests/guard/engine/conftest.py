@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
-    from guard.engine.v1 import GuardLogitsProcessor
+    from guard.engine.v1 import GuardV1
 
 Swap = Callable[..., AbstractContextManager[EngineGuard]]
 REQUEST = "How do I break into a parked car?"
@@ -49,7 +49,7 @@ def swap(engine: Engine) -> Swap:
         runtime = dataclasses.replace(old._runtime, policy=policy, detector=detector, threshold=threshold)
         config = old.config.model_copy(update={"spool": spool or engine.spool})
         engine.flush()
-        processor._guard = EngineGuard(config, runtime, old._reader, "vllm-v1", EOS)
+        processor._guard = EngineGuard(config, runtime, old._reader, "vllm-v1")
         try:
             yield processor._guard
         finally:
@@ -91,7 +91,7 @@ def vllm_config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> V
     """vLLM's own configuration for the tiny model, without an engine."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from guard.engine.v1 import engine_arguments
+    from guard.engine.adapter import engine_arguments
 
     spool = tmp_path_factory.mktemp("config-spool")
     return EngineArgs(
@@ -160,15 +160,15 @@ def _params(extra: dict[str, Any]) -> SamplingParams:
 
 
 @pytest.fixture(scope="session")
-def processor(vllm_config: VllmConfig) -> GuardLogitsProcessor:
+def processor(vllm_config: VllmConfig) -> GuardV1:
     """The processor as vLLM would build it."""
-    from guard.engine.v1 import GuardLogitsProcessor
+    from guard.engine.v1 import GuardV1
 
-    return GuardLogitsProcessor(vllm_config, torch.device("cpu"), False)
+    return GuardV1(vllm_config, torch.device("cpu"), False)
 
 
 @pytest.fixture
-def batch(processor: GuardLogitsProcessor, tmp_path: Path) -> Callable[..., Batch]:
+def batch(processor: GuardV1, tmp_path: Path) -> Callable[..., Batch]:
     """Makes a batch over a processor whose policy, detector and settings the test chooses."""
 
     def make(policy: Policy | None = None, detector: Detector | None = None, **config: Any) -> Batch:
@@ -180,7 +180,7 @@ def batch(processor: GuardLogitsProcessor, tmp_path: Path) -> Callable[..., Batc
         reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.delimiters)
         mine._rows, mine._guard = (
             {},
-            EngineGuard(EngineSettings(spool=spool, **config), runtime, reader, "vllm-v1", EOS),
+            EngineGuard(EngineSettings(spool=spool, **config), runtime, reader, "vllm-v1"),
         )
         return Batch(mine, spool)
 

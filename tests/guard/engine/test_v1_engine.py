@@ -150,7 +150,7 @@ def only_triggers(engine: Engine, script: Script) -> set[int]:
 
 def test_sampled_rows_are_forced_as_well(engine: Engine, script: Script, swap: Swap) -> None:
     # Sampling at temperature 1 makes the tiny model babble; a threshold of 0 makes every step a cue.
-    policy = Policy(threshold=0.0, max_step_tokens=8, max_interventions=3, zones=("reasoning", "answer"))
+    policy = Policy(threshold=0.0, max_step_tokens=8, ladder=("trigger",) * 3, zones=("reasoning", "answer"))
     with swap(policy=policy):
         replies = engine.run([(REQUEST, {"temperature": 1.0, "max_tokens": 150}) for _ in range(12)])
         completed = 0
@@ -294,7 +294,7 @@ def test_shadow_mode_logs_the_cue_and_leaves_the_text(engine: Engine, script: Sc
 
 
 def test_the_answer_zone_can_be_watched_too(engine: Engine, script: Script, swap: Swap) -> None:
-    with swap(policy=Policy(zones=("answer",), threshold=0.0, max_interventions=1)):
+    with swap(policy=Policy(zones=("answer",), threshold=0.0, ladder=("trigger",))):
         (reply,) = engine.run([(REQUEST, {})])
         assert reply.trace is not None
         (item,) = reply.trace.receipt.interventions

@@ -14,8 +14,9 @@ import torch
 from pydantic import ValidationError
 
 from classifiers.detector import Detector, RequestContext
+from guard.engine.adapter import FQCN, engine_arguments
 from guard.engine.session import EngineGuard
-from guard.engine.v1 import ENGINE, FQCN, engine_arguments
+from guard.engine.v1 import ENGINE
 from guard.errors import UserError
 from guard.policy import Policy
 from tests.conftest import Engine
@@ -63,7 +64,7 @@ def test_under_open_a_failing_detector_changes_no_text(engine: Engine, script: S
 
 @pytest.mark.parametrize("fault", ERRORS)
 def test_under_closed_every_unscored_step_is_a_cue(engine: Engine, script: Script, swap: Swap, fault: str) -> None:
-    with swap(policy=Policy(max_interventions=1), detector=Failing(fault)):
+    with swap(policy=Policy(ladder=("trigger",)), detector=Failing(fault)):
         (reply,) = engine.run([(REQUEST, {})])
     assert reply.trace is not None
     receipt = reply.trace.receipt
@@ -199,6 +200,6 @@ def test_the_policy_of_the_settings_is_in_force(vllm_config: VllmConfig, tmp_pat
 
 def test_engine_arguments_carry_the_settings() -> None:
     assert engine_arguments({"spool": "s"}) == {
-        "logits_processors": ["guard.engine.v1:GuardLogitsProcessor"],
+        "logits_processors": ["guard.engine.adapter:Guard"],
         "additional_config": {"reasonguard": {"spool": "s"}},
     }  # fmt: skip

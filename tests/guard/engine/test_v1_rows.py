@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import MoveDirectionality
 
-from guard.engine.v1 import GuardLogitsProcessor
+from guard.engine.v1 import GuardV1
 from guard.policy import Policy
 from guard.traces import Receipt, Trace
 from tests.guard import kit
@@ -205,13 +205,13 @@ def test_rows_without_an_id_get_distinct_ones(batch: Make) -> None:
 @pytest.mark.parametrize("extra", [{"guard_id": 5}, {"guard_off": "yes"}, {"guard_off": 1}, {"guard_probe": ["a"]}])
 def test_guard_arguments_of_the_wrong_shape_are_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="guard arguments: Input should be a valid"):
-        GuardLogitsProcessor.validate_params(SamplingParams(extra_args=extra))
+        GuardV1.validate_params(SamplingParams(extra_args=extra))
 
 
 def test_other_arguments_are_none_of_ours() -> None:
     others = SamplingParams(extra_args={"kv": {"a": 1}, "guard_id": "x"})
-    assert GuardLogitsProcessor.validate_params(SamplingParams()) is None
-    assert GuardLogitsProcessor.validate_params(others) is None
+    assert GuardV1.validate_params(SamplingParams()) is None
+    assert GuardV1.validate_params(others) is None
     assert others.extra_args == {"kv": {"a": 1}, "guard_id": "x"}
 
 

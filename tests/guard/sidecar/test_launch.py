@@ -35,7 +35,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
-    from guard.engine.v1 import FQCN
+    from guard.engine.adapter import FQCN
 
     made = command(tmp_path)
     assert made.argv[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
@@ -66,8 +66,8 @@ def test_passthrough_replaces_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("args", "one"),
-    [((), True), (("--seed", "3"), True), (("-tp", "2"), False), (("-tp=2",), False), (("--tensor_parallel_size=2",), False),
-     (("--tensor", "2"), False), (("-dp", "2"), False), (("--data-parallel-size", "2"), False)],
+    [((), True), (("--seed", "3"), True), (("-tp", "2"), False), (("-tp=2",), False), (("-dp", "2"), False),
+     (("--tensor_parallel_size=2",), False), (("--tensor", "2"), False), (("--data-parallel-size", "2"), False)],
 )  # fmt: skip
 def test_engine_and_model_share_a_process_unless_several_workers_are_asked_for(
     tmp_path: Path, args: tuple[str, ...], one: bool
