@@ -1,4 +1,4 @@
-"""Reasonguard's command line: serve, align, classifier, traces, doctor, demo."""
+"""Reasonguard's command line: serve, align, classifier, traces, replay, doctor, demo."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 from align.cli import app as align_app
 from classifiers.cli import app as classifier_app
 from guard.cli import app as traces_app
-from guard.cli import doctor
+from guard.doctor import doctor
 from guard.errors import UserError
+from guard.replay_cli import replay
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(align_app, name="align")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
+app.command()(replay)
 app.command()(doctor)
 
 

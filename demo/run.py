@@ -7,13 +7,6 @@ goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,12 +20,11 @@ from align.train import TrainSettings
 from demo.model import reasoner_model
 from demo.topics import load_topics
 from guard.errors import UserError
+from guard.sidecar.child import serving
 from guard.traces import read_traces
 
-ROOT = Path(__file__).resolve().parent.parent
 #: Requests in flight: enough to fill the engine's batch.
 CONCURRENCY = 96
-READY_SECONDS = 300
 
 
 def main(out: Path, seed: int = 0) -> None:
@@ -64,7 +56,10 @@ def traffic() -> list[str]:
 def send(model: str, requests: list[str], traces: Path, console: Console) -> None:
     """Starts `serve`, sends all requests to it, stops it; every answered request leaves a trace."""
     traces.mkdir(parents=True, exist_ok=True)
-    with _serving(model, traces, console) as url, Progress(console=console) as bar:
+    with contextlib.ExitStack() as stack:
+        with console.status("starting serve: vLLM, the guard, a real injection as proof"):
+            url = stack.enter_context(serving(model, traces, traces.parent / "serve.log"))
+        bar = stack.enter_context(Progress(console=console))
         task = bar.add_task("serving with the guard", total=len(requests))
         with ThreadPoolExecutor(CONCURRENCY) as pool, httpx.Client(base_url=url, timeout=600) as client:
             name = client.get("/v1/models").json()["data"][0]["id"]
@@ -83,41 +78,3 @@ def _ask(client: httpx.Client, model: str, request: str) -> None:
     response = client.post("/v1/chat/completions", json=body)
     if response.status_code != 200:
         raise UserError(f"The guarded server answered {response.status_code}", got=response.text[:300])
-
-
-@contextlib.contextmanager
-def _serving(model: str, traces: Path, console: Console) -> Iterator[str]:
-    port = _free_port()
-    command = [
-        sys.executable, str(ROOT / "cli.py"), "serve", "--model", model, "--traces", str(traces), "--port", str(port),
-    ]  # fmt: skip
-    log = traces.parent / "serve.log"
-    with log.open("ab") as sink:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=sink, env=dict(os.environ))
-    try:
-        with console.status("starting serve: vLLM, the guard, a real injection as proof"):
-            _wait_ready(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(30)
-        server.kill()
-
-
-def _wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise UserError(f"serve ended with exit code {server.returncode}", fix=f"See {log}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise UserError(f"serve was not ready within {READY_SECONDS} s", fix=f"See {log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

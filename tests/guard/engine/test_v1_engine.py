@@ -89,8 +89,8 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
         "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0, "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
-            {"step": 1, "at": script.at, "trigger_id": trigger.id, "mode": "inject", "score": scores[1], "forced": n,
-             "completed": True}
+            {"step": 1, "at": script.at, "trigger_id": trigger.id, "rung": "trigger", "mode": "inject",
+             "score": scores[1], "forced": n, "completed": True}
         ],
     }  # fmt: skip
 
@@ -256,17 +256,6 @@ def test_an_aborted_request_leaves_its_trace(engine: Engine, script: Script) -> 
     trace = engine.traces()[params.extra_args["guard_id"]]
     assert trace.output_ids[: script.at] == script.comply[: script.at]
     assert [(i.forced, i.completed) for i in trace.receipt.interventions] == [(3, False)]
-
-
-def test_a_trigger_that_a_mask_forbids_is_not_forced(engine: Engine, script: Script) -> None:
-    (reply,) = engine.run([(REQUEST, {"allowed_token_ids": sorted(set(script.comply))})])
-    assert reply.ids == script.comply
-    assert reply.trace is not None
-    receipt = reply.trace.receipt
-    assert receipt.enforcement_failed == 1
-    assert receipt.errors == ["a grammar or mask forbids the next trigger token"]
-    assert [(i.forced, i.completed, i.at) for i in receipt.interventions] == [(0, False, script.at)]
-    assert not receipt.clean
 
 
 def test_a_probe_is_one_completed_intervention_after_the_first_token(engine: Engine, script: Script) -> None:
