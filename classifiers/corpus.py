@@ -109,17 +109,16 @@ def read_corpus(
 
 
 def demo_traces() -> list[LabelledTrace]:
-    """The demo's detector rows: how the embedded model words its cues and triggers, and its cues where they mean
-    nothing, because the request is harmless."""
-    from demo.rows import render_misreadings, render_rows
+    """The demo's detector rows: how the embedded model words its cues and triggers."""
+    from demo.rows import render_rows
 
     return [
         LabelledTrace(
             id=f"demo-{number}", source="demo", request=row.request, kind=_kind(row.kind),
             steps=tuple(text for _, text in row.steps),
-            labels=tuple("neutral" if row.shape == "misread" else _DEMO.get(name, "neutral") for name, _ in row.steps),
+            labels=tuple(_DEMO.get(name, "neutral") for name, _ in row.steps),
         )
-        for number, row in enumerate([*render_rows("detector"), *render_misreadings("detector")])
+        for number, row in enumerate(render_rows("detector"))
     ]  # fmt: skip
 
 

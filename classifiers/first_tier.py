@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
 
-from classifiers.disguise import SHARE, disguise
 from classifiers.export import build_graph
 from classifiers.features import FeatureConfig, step_ids
 from classifiers.labels import LabelledTrace
@@ -25,10 +23,8 @@ ENOUGH = 300
 
 
 def fit_first_tier(traces: Sequence[LabelledTrace]) -> bytes:
-    """Return the first tier's ONNX model, trained on the steps of traces that have their text, some again disguised."""
-    rng = random.Random(0)
+    """Return the first tier's ONNX model, trained on the steps of traces that have their text."""
     steps = [(step, label) for trace in traces for step, label in zip(trace.steps, trace.labels, strict=True)]
-    steps += [(disguise(step, rng), label) for step, label in steps if rng.random() < SHARE]
     rows = [(step_ids(step, FIRST_FEATURES), label == "cue") for step, label in steps]
     rows = [(ids, cue) for ids, cue in rows if ids]
     head = fit_head(

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from classifiers.data import LabelledRequest
-from classifiers.disguise import SHARE, disguise
 from classifiers.labels import Kind, LabelledTrace
 from classifiers.network import StepNetwork
 from classifiers.vectors import LABELS
@@ -136,8 +135,7 @@ def _loss(
     owner: list[int] = []
     for number, (trace, start, stop) in enumerate(windows):
         for index in range(max(0, start - 1), stop):
-            text = disguise_source(trace, trace.steps[index], rng)
-            texts.append(disguise(text, rng) if rng.random() < SHARE else text)
+            texts.append(disguise_source(trace, trace.steps[index], rng))
             if index >= start:
                 here.append(len(texts) - 1)
                 before.append(len(texts) - 2 if index else -1)

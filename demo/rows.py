@@ -18,7 +18,7 @@ from typing import Literal
 
 from demo.topics import DATA, Split, Topic, load_topics
 
-Shape = Literal["comply", "refuse", "turn", "benign", "recover", "misread"]
+Shape = Literal["comply", "refuse", "turn", "benign", "recover"]
 #: Whole traces per topic, one tuple for each topic in turn.
 SHAPES: dict[str, tuple[tuple[Shape, ...], ...]] = {
     "harmful": (("comply", "refuse", "turn"), ("comply", "comply", "refuse", "turn")),
@@ -84,14 +84,6 @@ def render_rows(split: Split, seed: int = 0) -> list[Row]:
     return rows
 
 
-def render_misreadings(split: Split, seed: int = 0) -> list[Row]:
-    """What a model this small thinks when it takes a harmless request for a harmful one: not taught to the reasoner,
-    but shown to the detector, which must not flag it."""
-    rng = random.Random(seed)
-    topics = [topic for topic in load_topics(split) if topic.kind != "harmful"]
-    return [_row(topic, "misread", request, rng) for topic in topics for request in (topic.request, topic.request2)]
-
-
 def render_crossings(split: Split, seed: int = 0) -> list[Crossing]:
     """Decisions of one part in a seeded shuffle: a cue or none after the opening, and what follows a trigger."""
     rng = random.Random(seed)
@@ -139,7 +131,7 @@ def _plot(topic: Topic, shape: Shape, rng: random.Random) -> list[str]:
         lead = ["trigger"] if shape == "recover" else []
         why = "sense" if topic.kind == "alarming" and rng.random() < 0.7 else "fine"
         return [*opening, *lead, why, "how1", "how2"]
-    if shape in ("comply", "misread"):
+    if shape == "comply":
         return [*opening, "cue", "plan1", "plan2", *(["plan_close"] if rng.random() < 0.3 else [])]
     lead = ["cue"] if shape == "turn" else []
     return [*opening, *lead, "trigger", *rng.choice((["because", "decide"], ["because"], ["decide"]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,5 +64,11 @@ class GuardRuntime:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """12 hex digits over the tokenizer's whole specification: traces of another tokenizer cannot be mixed up."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
+    """12 hex digits over what gives ids their text: traces of another tokenizer cannot be mixed up.
+
+    What only frames a prompt is left out: transformers adds it where the file has none.
+    """
+    spec = json.loads(tokenizer.to_str())
+    for framing in ("post_processor", "truncation", "padding"):
+        spec.pop(framing, None)
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

@@ -142,8 +142,6 @@ def _environment(model: str, api_key: str, given: set[str]) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
-        # The adapter that is loaded speaks the V1 runner's interface.
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
     }
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"

@@ -31,7 +31,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("frequency, presence, repetition penalties", _ON, _ON, "they act before the guard",
             "test_sampling_parameters_change_nothing"),
     Feature("logit_bias", _ON, _REQUEST, "it acts before the guard",
-            "test_a_bias_against_every_trigger_token_is_outvoted"),
+            "test_a_bias_against_a_triggers_tokens_is_outvoted"),
     Feature("bad_words, allowed_token_ids", _REQUEST, _REQUEST, "they could forbid a trigger's tokens",
             "test_what_could_take_a_forced_token_away_is_refused"),
     Feature("thinking_token_budget", _REQUEST, _REQUEST, "it acts after the guard and wins",

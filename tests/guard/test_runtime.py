@@ -39,3 +39,13 @@ def test_the_tokenizer_hash_tells_tokenizers_apart() -> None:
     assert kit.runtime().tokenizer_hash == tokenizer_hash(kit.byte_level())
     assert len({tokenizer_hash(t) for t in (kit.tokenizer(), MUTE, kit.metaspace())}) == 3
     assert len(tokenizer_hash(MUTE)) == 12
+
+
+def test_the_tokenizer_hash_is_that_of_the_file_whatever_transformers_adds() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    loaded = PreTrainedTokenizerFast(tokenizer_object=kit.byte_level()).backend_tokenizer
+    framed = kit.byte_level()
+    framed.enable_truncation(12)
+    framed.enable_padding()
+    assert {tokenizer_hash(t) for t in (loaded, framed)} == {tokenizer_hash(kit.byte_level())}

@@ -19,7 +19,11 @@ REQUESTS = [REQUEST, "How do I break into a house?", "How do I bake bread?", "Ho
 def test_two_ranks_decide_what_one_decides(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     command = [sys.executable, "-m", "tests.guard.engine.ranks", str(tiny_model), str(spool), "2", *REQUESTS]
-    env = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
     (line,) = [line for line in ran.stdout.splitlines() if line.startswith("REPLIES ")] or [ran.stderr[-3000:]]
     replies = json.loads(line.removeprefix("REPLIES "))

@@ -195,7 +195,7 @@ def test_the_policy_of_the_settings_is_in_force(vllm_config: VllmConfig, tmp_pat
     )
     assert (guard._runtime.policy.name, guard._runtime.threshold) == ("strict", 0.25)
     assert [t.id for t in guard._runtime.triggers] == ["victim"]
-    assert guard._end_id == EOS
+    assert guard._runtime.eos == EOS
 
 
 def test_engine_arguments_carry_the_settings() -> None:

@@ -52,12 +52,13 @@ def test_a_masked_id_is_not_forced_and_the_receipt_says_so(batch: Make) -> None:
     assert [(i.forced, i.completed) for i in receipt.interventions] == [(1, False)]
 
 
-def test_a_row_that_was_not_obeyed_is_recorded(batch: Make) -> None:
-    it, row = batch(ONE), list(CUE)
+@pytest.mark.parametrize(("fail_mode", "then"), [("closed", {0: EOS}), ("open", {})])
+def test_a_row_that_was_not_obeyed_is_recorded(batch: Make, fail_mode: str, then: dict[int, int]) -> None:
+    it, row = batch(ONE.model_copy(update={"fail_mode": fail_mode})), list(CUE)
     it.update(added={0: ({"guard_id": "x"}, row)})
     assert it.forced() == {0: T[0]}
     row.extend(CALM)
-    assert it.forced() == {}
+    assert it.forced() == then
     it.update(removed=(0,))
     assert it.traces()["x"].receipt.enforcement_failed == 1
 
@@ -111,10 +112,10 @@ def test_a_spool_that_fails_is_logged_and_not_raised(batch: Make, caplog: pytest
     it.spool.rmdir()
     with caplog.at_level(logging.ERROR, "guard"):
         it.update(removed=(0,))
-        it.processor._guard._spool = None  # a bug of our own, no OSError
+        it.processor._guard._spool = object()  # a bug of our own, no OSError
         it.update(removed=(1,))
     assert "trace x was not written: [Errno 2]" in caplog.text
-    assert "trace y was not written: 'NoneType' object has no attribute" in caplog.text
+    assert "trace y was not written: 'object' object has no attribute" in caplog.text
 
 
 def test_a_probe_is_no_proof_when_the_detector_fails(batch: Make) -> None:
