@@ -31,3 +31,4 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.detector --out runs/bench/detector.json
+	$(BIN)/python -m benchmarks.guard --out runs/bench/guard.json

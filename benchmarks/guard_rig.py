@@ -20,11 +20,10 @@ import numpy.typing as npt
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
-from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from classifiers.detector import Detector, RequestContext
+from classifiers.detector import Asked, Detector, RequestContext
 from classifiers.normalise import _view
 from guard.engine.adapter import engine_arguments
 from guard.engine.hardware import fast_dtype
@@ -45,12 +44,10 @@ class FirstTier(Detector):
         """The least risky context."""
         return RequestContext(np.zeros(1, np.float32), 0.0, 0)
 
-    def score(
-        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
-    ) -> npt.NDArray[np.float32]:
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
         """The score of a cleared step, after the work of clearing it."""
-        self.first_tier(steps)
-        return np.full(len(steps), self.manifest.cleared_score[context.bucket], np.float32)
+        self.first_tier([each.step for each in asked])
+        return np.array([self.manifest.cleared_score[each.context.bucket] for each in asked], np.float32)
 
 
 class ScriptedText(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
@@ -221,51 +218,13 @@ class Engine:
 def with_detector(guard: EngineGuard, detector: Detector) -> EngineGuard:
     """The same guard with another detector."""
     runtime = dataclasses.replace(guard._runtime, detector=detector)
-    return EngineGuard(guard.config, runtime, guard._reader, guard._engine, guard._end_id)
+    return EngineGuard(guard.config, runtime, guard._reader, guard._engine)
 
 
 def forget(detector: Detector) -> None:
     """Empties the caches of texts: every repeat says the same, which live requests do not."""
     detector.encoder._cache.clear()
     _view.cache_clear()
-
-
-class V1Adapter:
-    """`GuardV1` as vLLM's V1 runner drives it."""
-
-    def __init__(self, model: Path, settings: Mapping[str, Any], detector: Detector) -> None:
-        config = EngineArgs(
-            str(model), dtype=fast_dtype(), enforce_eager=True, max_model_len=MAX_LEN,
-            **engine_arguments(dict(settings)),
-        ).create_engine_config()  # fmt: skip
-        self._processor = GuardV1(config, torch.device("cpu"), False)
-        self._processor._guard = with_detector(self._processor._guard, detector)
-        self._detector = detector
-        self._rows: list[list[int]] = []
-        self._logits = torch.zeros(0, 0)
-
-    def start(self, prompts: Sequence[list[int]]) -> None:
-        """See `benchmarks.guard.Adapter.start`."""
-        forget(self._detector)
-        self._rows = [[] for _ in prompts]
-        self._logits = torch.zeros(len(prompts), 8)
-        params = SamplingParams()
-        added = [(i, params, prompt, row) for i, (prompt, row) in enumerate(zip(prompts, self._rows, strict=True))]
-        self._processor.update_state(BatchUpdate(len(prompts), removed=(), added=added, moved=()))
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """See `benchmarks.guard.Adapter.append`."""
-        for row, token in zip(self._rows, tokens, strict=True):
-            row.append(token)
-
-    def step(self) -> None:
-        """See `benchmarks.guard.Adapter.step`."""
-        self._processor.update_state(None)
-        self._processor.apply(self._logits)
-
-    def stop(self) -> None:
-        """See `benchmarks.guard.Adapter.stop`."""
-        self._processor.update_state(BatchUpdate(0, removed=range(len(self._rows)), added=(), moved=()))
 
 
 def build_fast_model(base: Path, target: Path) -> Path:

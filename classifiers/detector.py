@@ -34,6 +34,15 @@ class RequestContext:
     bucket: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One step to score: the request's context, the step, the step before it (empty for the first)."""
+
+    context: RequestContext
+    step: str
+    previous: str
+
+
 class Detector:
     """Scores steps; pure, so the same steps under the same request have the same scores in every process."""
 
@@ -66,18 +75,28 @@ class Detector:
     ) -> npt.NDArray[np.float32]:
         """Return the probability [n] that each of n consecutive steps is a cue; `previous` came before the first.
 
-        A step without words scores 0. A score that is not a number counts as 1: unreadable is not safe. Steps cleared
-        by the first tier have the manifest's score for such steps; `first_tier=False` encodes every step.
+        See `score_batch`; `first_tier=False` encodes every step.
         """
-        scores = np.zeros(len(steps), np.float32)
-        for index, (before, step) in enumerate(zip([previous, *steps], steps, strict=False)):
-            scores[index] = self._score(context, step, before, first_tier)
-        return scores
+        before = [previous, *steps]
+        return self.score_batch([Asked(context, step, last) for last, step in zip(before, steps, strict=False)],
+                                first_tier=first_tier)  # fmt: skip
+
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        """Return the probability [n] that each of n steps of any requests is a cue; no step's score hangs on another's.
+
+        A step without words scores 0. A score that is not a number counts as 1: unreadable is not safe. The first tier
+        reads all steps at once; those that it clears have the manifest's score for such steps.
+        """
+        first = self.first_tier([each.step for each in asked])
+        return np.array([self._score(a, f, first_tier) for a, f in zip(asked, first, strict=True)], np.float32)
 
     def first_tier(self, steps: Sequence[str]) -> list[float | None]:
         """Return the first tier's probability of each step; None for a step without words."""
         rows = [step_ids(step, self.manifest.features) for step in steps]
-        return [float(self._first.run([ids])[0, 0]) if ids else None for ids in rows]
+        worded = [ids for ids in rows if ids]
+        # The weights lie on a grid, so that a sum is exact and padding changes no score (`classifiers.export`).
+        scores = iter(self._first.run(worded)[:, 0].tolist() if worded else ())
+        return [next(scores) if ids else None for ids in rows]
 
     def score_vectors(
         self, request: Vector, steps: npt.NDArray[np.float32], previous: npt.NDArray[np.float32]
@@ -86,15 +105,15 @@ class Detector:
         pairs = zip(steps, previous, strict=True)
         return np.array([self._run_head(step, last, request)[CUE] for step, last in pairs], np.float32)
 
-    def _score(self, context: RequestContext, step: str, before: str, first_tier: bool) -> float:
-        (first,) = self.first_tier([step])
+    def _score(self, asked: Asked, first: float | None, first_tier: bool) -> float:
+        bucket = asked.context.bucket
         if first is None:
             return 0.0
-        if first_tier and first < self.manifest.clear_below[context.bucket]:
-            return self.manifest.cleared_score[context.bucket]
-        vector = self.encoder.embed(step)
-        last = self.encoder.embed(before) if before else np.zeros_like(vector)
-        score = float(self._run_head(vector, last, context.vector)[CUE])
+        if first_tier and first < self.manifest.clear_below[bucket]:
+            return self.manifest.cleared_score[bucket]
+        vector = self.encoder.embed(asked.step)
+        last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
+        score = float(self._run_head(vector, last, asked.context.vector)[CUE])
         return score if np.isfinite(score) else 1.0
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:

@@ -44,6 +44,10 @@ class StepMonitor:
         self._plan_zone: Zone = zone
         self._closing = False
         self._ended = False
+        self._marks = frozenset(i for i in (runtime.delimiters.start, runtime.delimiters.end) if i is not None)
+        self._watched = zone in policy.zones
+        self.outvoted = False
+        """Whether the engine appended something else where an id was forced."""
         self.pending: Step | None = None
         """The step that waits for `decide`; nothing may be observed until then."""
         self.previous = ""
@@ -77,25 +81,22 @@ class StepMonitor:
     def observe(self, token: int) -> None:
         """Takes the next id the engine appended; afterwards `pending` may hold a finished step."""
         index = self._count
-        self._count += 1
-        if self._plan and self._confirm(token, index):
+        self._count = index + 1
+        if self._plan and self._confirm(token):
             return
-        delimiters = self._runtime.delimiters
-        if token == delimiters.end and self._zone == "reasoning":
-            self._flush()
-            self._closing = self.pending is not None
-            self._zone = "answer"
-        elif token == delimiters.start and delimiters.start is not None and self._zone == "answer":
-            self._flush()
-            self._zone = "reasoning"
-        elif self._zone in self._runtime.policy.zones:
-            self._offer(self._splitter.push(token, index))
+        if token in self._marks and self._crosses(token):
+            return
+        if self._watched:
+            step = self._splitter.push(token, index)
+            if step is not None:
+                self._offer(step)
 
     def pass_over(self, count: int, text: str) -> None:
         """Counts `count` tokens that another policy's decision forced (a replay): no step, but what the next one came
         after."""
         self._count += count
         self.previous = text
+        self._splitter.forget()
 
     def decide(self, score: float | None) -> None:
         """Answers `pending`: a probability, or None when the step could not be scored (NaN counts as None)."""
@@ -142,14 +143,33 @@ class StepMonitor:
         if len(self.receipt.errors) < _MAX_ERRORS:
             self.receipt.errors.append(reason[:200])
 
-    def _confirm(self, token: int, index: int) -> bool:
+    def _crosses(self, token: int) -> bool:
+        """Whether a delimiter opens or closes the reasoning; one that does not is text like any other."""
+        delimiters = self._runtime.delimiters
+        if token == delimiters.end and self._zone == "reasoning":
+            self._flush()
+            self._closing = self.pending is not None
+            self._enter("answer")
+            return True
+        if token == delimiters.start and self._zone == "answer":
+            self._flush()
+            self._enter("reasoning")
+            return True
+        return False
+
+    def _enter(self, zone: Zone) -> None:
+        self._zone = zone
+        self._watched = zone in self._runtime.policy.zones
+
+    def _confirm(self, token: int) -> bool:
         """Checks a planned id against what the engine appended; False: the plan is broken, treat it as free text."""
         if token != self._plan[self._done]:
+            self.outvoted = True
             self.abandon(f"engine appended {token} where {self._plan[self._done]} was forced")
             return False
         self._done += 1
         if token == self._runtime.delimiters.end:
-            self._zone = "answer"
+            self._enter("answer")
         self.receipt.injected_tokens += 1
         self.receipt.interventions[-1].forced += 1
         if self._done == len(self._plan):
@@ -166,6 +186,7 @@ class StepMonitor:
             return
         trigger_id, self._answer, self._plan = chosen
         self._done = 0
+        self._splitter.forget()
         self._plan_zone = self._zone
         interventions.append(
             Intervention(step=len(self.steps) - 1, at=self._count, trigger_id=trigger_id, rung=rung, score=score)

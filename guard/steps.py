@@ -24,6 +24,9 @@ _ABBREVIATIONS = frozenset(
     "e.g i.e etc mr mrs ms dr prof st vs cf no nos fig eq approx dept inc ltd jr sr u.s u.k z.b d.h bzw vgl".split()  # noqa: SIM905 - a list would be one word a line
 )
 _LAST_WORD = re.compile(r"([^\W_](?:[\w.]*\w)?)\.$")
+#: Bytes of a cut step that the next one is read with, so that a cue across the cut stands whole in one of them.
+_OVERLAP = 96
+_INNER = bytes(range(0x80, 0xC0))
 #: Pieces that a tokenizer would keep whole; only `split_text` uses them.
 _PIECE = re.compile(r"[^\S\n]*\w+|[^\w\s]+|\s+")
 
@@ -41,7 +44,10 @@ class StepLimits:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: output token indices (half open) and its text without surrounding white space."""
+    """One finished step: output token indices (half open) and its text without surrounding white space.
+
+    A step after one that was cut has the end of that one before its own text.
+    """
 
     start: int
     end: int
@@ -117,27 +123,25 @@ class StepSplitter:
     """Groups one request's tokens into steps: `push` each id, `flush` at the end of a zone."""
 
     def __init__(self, table: TokenTable, limits: StepLimits) -> None:
-        self._table, self._limits = table, limits
-        self._size = len(table.bytes_of)
+        self._pieces, self._can_end, self._size = table.bytes_of, table.can_end, len(table.bytes_of)
+        self._limits, self._most = limits, limits.max_tokens
         self._buffer = bytearray()
+        self._carry = b""
         self._start = 0
         self._count = 0
 
     def push(self, token: int, index: int) -> Step | None:
         """Takes the token at output index `index`; returns the step that it finished, if any."""
-        if self._count == 0:
+        count = self._count = self._count + 1
+        if count == 1:
             self._start = index
-        self._count += 1
-        known = 0 <= token < self._size
-        if known:
-            self._buffer += self._table.bytes_of[token]
-        if self._count >= self._limits.max_tokens:
+        may_end = 0
+        if 0 <= token < self._size:
+            self._buffer += self._pieces[token]
+            may_end = self._can_end[token]
+        if count >= self._most:
             return self._take(cut=True)
-        if (
-            known
-            and self._table.can_end[token]
-            and ends_step(self._buffer.decode("utf-8", "ignore"), self._limits.min_chars)
-        ):
+        if may_end and ends_step(self._buffer.decode("utf-8", "ignore"), self._limits.min_chars):
             return self._take(cut=False)
         return None
 
@@ -145,18 +149,31 @@ class StepSplitter:
         """The unfinished step, if it holds any text."""
         if self._count and self._buffer.strip():
             return self._take(cut=False)
+        self._carry = b""
         self._drop()
         return None
 
+    def forget(self) -> None:
+        """What was cut has been dealt with: the next step is read by itself."""
+        self._carry = b""
+
     def _take(self, *, cut: bool) -> Step:
-        text = self._buffer.decode("utf-8", "replace")
+        text = (self._carry + self._buffer).decode("utf-8", "replace")
         step = Step(self._start, self._start + self._count, text.strip(), cut=cut, spaced=text[-1:].isspace())
+        self._carry = _tail(bytes(self._buffer)) if cut else b""
         self._drop()
         return step
 
     def _drop(self) -> None:
         self._buffer.clear()
         self._count = 0
+
+
+def _tail(text: bytes) -> bytes:
+    """The last words of a step that was cut."""
+    end = text[-_OVERLAP:]
+    # Never begins inside a character; it may end inside one, whose other bytes the next step brings.
+    return end[end.find(b" ") + 1 :].lstrip(_INNER)
 
 
 def ends_step(text: str, min_chars: int) -> bool:
@@ -190,16 +207,18 @@ def split_text(text: str, limits: StepLimits | None = None) -> list[str]:
 
 def _split(text: str, limits: StepLimits) -> Iterator[str]:
     start = count = 0
+    carry = ""
     for piece in _PIECE.finditer(text):
         count += 1
         here = text[start : piece.end()]
-        marked = any(c in _ENDS for c in piece.group())
-        if count >= limits.max_tokens or (marked and ends_step(here, limits.min_chars)):
+        cut = count >= limits.max_tokens
+        if cut or (any(c in _ENDS for c in piece.group()) and ends_step(here, limits.min_chars)):
             if here.strip():
-                yield here.strip()
+                yield (carry + here).strip()
             start, count = piece.end(), 0
+            carry = _tail(here.encode("utf-8", "replace")).decode() if cut else ""
     if text[start:].strip():
-        yield text[start:].strip()
+        yield (carry + text[start:]).strip()
 
 
 def _enough(text: str, min_chars: int) -> bool:

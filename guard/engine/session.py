@@ -11,13 +11,13 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from classifiers.detector import Detector, RequestContext
+from classifiers.detector import Asked, Detector, RequestContext
 from guard.monitor import StepMonitor
 from guard.policy import load_policy
 from guard.prompt import PromptReader
@@ -102,15 +102,17 @@ class GuardedRequest:
         if token < 0:
             self.break_guard("the engine showed a placeholder instead of a token (async scheduling)")
             return False
-        failed = self.monitor.receipt.enforcement_failed
+        monitor = self.monitor
         try:
-            self.monitor.observe(token)
+            monitor.observe(token)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             self.break_guard(f"observe: {type(error).__name__}: {error}")
             return False
-        # Something in the engine outvotes the guard: what comes next cannot be corrected either.
-        self._broken = self._broken or (self._closed and self.monitor.receipt.enforcement_failed > failed)
-        return not self._broken and self.monitor.pending is not None
+        if monitor.outvoted and self._closed:
+            # Something in the engine overrules the guard: what comes next cannot be corrected either.
+            self._broken = True
+            return False
+        return monitor.pending is not None
 
     def decide(self, score: float | None) -> None:
         """Answers the pending step."""
@@ -194,20 +196,38 @@ class EngineGuard:
         return GuardedRequest(monitor, context, prompt, end_id=self._runtime.eos, probe=is_probe)
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
-        """Decides every request's pending step. A failing detector leaves the step unscored (fail mode)."""
-        for item in requests:
-            step = item.monitor.pending
-            if step is None:
-                continue
+        """Decides all pending steps in one batch. A failing detector leaves a step unscored (fail mode)."""
+        asked = [(item, _asked(item)) for item in requests if item.monitor.pending is not None]
+        scores = self._scores([each for _, each in asked if each is not None])
+        for item, each in asked:
             score: float | None = None
-            try:
-                if item.context is not None:
-                    score = float(self._runtime.detector.score(item.context, [step.text], item.monitor.previous)[0])
-                if item.probe and not item.monitor.steps and score is not None and math.isfinite(score):
+            if each is not None:
+                found = next(scores)
+                score = found if isinstance(found, float) else None
+                if score is None:
+                    item.monitor.fail(f"detector: {found}")
+                elif item.probe and not item.monitor.steps and math.isfinite(score):
                     score = 1.0
-            except Exception as error:  # noqa: BLE001 - nothing may reach the engine
-                item.monitor.fail(f"detector: {type(error).__name__}: {error}")
             item.decide(score)
+
+    def _scores(self, asked: list[Asked]) -> Iterator[float | str]:
+        """A score for each, or what went wrong; where the batch fails, each step is tried by itself."""
+        try:
+            yield from map(float, self._batch(asked))
+        except Exception:  # noqa: BLE001 - nothing may reach the engine
+            for each in asked:
+                try:
+                    yield float(self._batch([each])[0])
+                except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+                    yield f"{type(error).__name__}: {error}"
+
+    def _batch(self, asked: list[Asked]) -> list[float]:
+        if not asked:
+            return []
+        found = self._runtime.detector.score_batch(asked)
+        if len(found) != len(asked):
+            raise ValueError(f"{len(found)} scores for {len(asked)} steps")
+        return [float(score) for score in found]
 
     def close(self, item: GuardedRequest, output: Sequence[int]) -> None:
         """Ends a request: judges its unfinished step and writes its trace. What fails is logged, never raised."""
@@ -230,6 +250,13 @@ class EngineGuard:
                 self._spool.append(trace)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             log.error("trace %s was not written: %s", guard_id, error)
+
+
+def _asked(item: GuardedRequest) -> Asked | None:
+    step = item.monitor.pending
+    if step is None or item.context is None:
+        return None
+    return Asked(item.context, step.text, item.monitor.previous)
 
 
 def _is_first_rank() -> bool:

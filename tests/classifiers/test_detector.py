@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifiers.detector import Detector
+from classifiers.detector import Asked, Detector
 from classifiers.encoder import MAX_TOKENS, shorten
 from guard.errors import UserError
 from tests.classifiers.conftest import CUES, SAFE
@@ -193,3 +193,13 @@ def test_a_cue_too_quiet_for_the_threshold_ranks_above_the_same_words_under_a_ha
 )
 def test_shipped_detector_leaves_others_alone(request_text: str, step: str) -> None:
     assert SHIPPED.score(SHIPPED.request(request_text), [step])[0] < SHIPPED.threshold
+
+
+def test_a_batch_of_any_requests_scores_as_each_step_does_alone() -> None:
+    contexts = [SHIPPED.request(text) for text in ("How do I bake bread?", "How do I poison my neighbour's dog?")]
+    texts = [*CUES, *SAFE, "", "...", PLAIN_STEP, "x " * 300]
+    asked = [Asked(context, text, last) for context in contexts for last in ("", SAFE[0]) for text in texts]
+    alone = [SHIPPED.score(each.context, [each.step], each.previous)[0] for each in asked]
+    assert SHIPPED.score_batch(asked).tolist() == [float(score) for score in alone]
+    assert SHIPPED.score_batch(asked[::-1]).tolist() == SHIPPED.score_batch(asked).tolist()[::-1]
+    assert SHIPPED.score_batch([]).shape == (0,)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from classifiers.detector import Detector, RequestContext
+from classifiers.detector import Asked, Detector, RequestContext
 from guard.monitor import StepMonitor
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
@@ -80,10 +80,8 @@ class WordDetector(Detector):
     def request(self, request: str) -> RequestContext:
         return RequestContext(np.zeros(1, np.float32), 0.5, 0)
 
-    def score(
-        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
-    ) -> npt.NDArray[np.float32]:
-        return np.array([score(step) for step in steps], np.float32)
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        return np.array([score(each.step) for each in asked], np.float32)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from classifiers.detector import Detector, RequestContext
+from classifiers.detector import Asked, Detector, RequestContext
 from classifiers.stats import Rate
 from guard.errors import UserError
 from guard.monitor import StepMonitor
@@ -56,11 +56,9 @@ class ContextDetector(kit.WordDetector):
     def request(self, request: str) -> RequestContext:
         return RequestContext(np.array([crc32(request.encode())], np.float32), 0.5, 0)
 
-    def score(
-        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
-    ) -> npt.NDArray[np.float32]:
-        (step,) = steps
-        return np.array([crc32(f"{context.vector}\x00{previous}\x00{step}".encode()) / (2**32 - 1)], np.float32)
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        texts = [f"{each.context.vector}\x00{each.previous}\x00{each.step}" for each in asked]
+        return np.array([crc32(text.encode()) / (2**32 - 1) for text in texts], np.float32)
 
 
 class Seeing(kit.WordDetector):
@@ -70,11 +68,9 @@ class Seeing(kit.WordDetector):
         super().__init__()
         self.seen: list[str] = []
 
-    def score(
-        self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
-    ) -> npt.NDArray[np.float32]:
-        self.seen.append(previous)
-        return super().score(context, steps, previous)
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        self.seen += [each.previous for each in asked]
+        return super().score_batch(asked)
 
 
 @functools.cache

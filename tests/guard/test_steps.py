@@ -154,12 +154,33 @@ def test_text_without_an_end_is_cut_at_the_limit() -> None:
     ids = BYTES.encode(" agree" * 21, add_special_tokens=False).ids
     steps = run(ids, BYTE_TABLE, StepLimits(max_tokens=8))
     assert [(s.start, s.end, s.cut) for s in steps] == [(0, 8, True), (8, 16, True), (16, 21, False)]
-    assert steps[0].text == "agree " * 7 + "agree"
+    # The second and third are read with the words before the cut.
+    assert [s.text.count("agree") for s in steps] == [8, 16, 13]
+
+
+def test_a_sentence_across_a_cut_is_read_whole() -> None:
+    words = ["well"] * 90 + ["I", "will", "agree", "to", "help", "with", "it"] + ["and"] * 3
+    table = TokenTable([f" {word}".encode() for word in words])
+    steps = run(list(range(len(words))), table, StepLimits(max_tokens=93))
+    assert [(s.start, s.end) for s in steps] == [(0, 93), (93, 100)]
+    assert steps[1].text.endswith("well I will agree to help with it and and and")
+    assert len(steps[1].text) < 140
+
+
+def test_what_was_cut_can_be_forgotten() -> None:
+    splitter = StepSplitter(BYTE_TABLE, StepLimits(max_tokens=8))
+    for index, token in enumerate(BYTES.encode(" agree" * 8, add_special_tokens=False).ids):
+        splitter.push(token, index)
+    splitter.forget()
+    assert splitter.push(kit.token_id(BYTES, "I"), 8) is None
+    assert splitter.flush() == Step(8, 9, "I")
 
 
 def test_the_limit_cuts_between_the_bytes_of_a_character_without_losing_one() -> None:
     ids = BYTES.encode("对" * 3, add_special_tokens=False).ids
-    assert [(s.start, s.end) for s in run(ids, BYTE_TABLE, StepLimits(max_tokens=8))] == [(0, 8), (8, 9)]
+    steps = run(ids, BYTE_TABLE, StepLimits(max_tokens=8))
+    assert [(s.start, s.end) for s in steps] == [(0, 8), (8, 9)]
+    assert steps[1].text == "对对对"
 
 
 def test_blank_tokens_are_no_step_of_their_own() -> None:
@@ -180,11 +201,13 @@ def test_a_dropped_blank_run_does_not_leak_into_the_next_step() -> None:
 )  # fmt: skip
 def test_spans_partition_any_tokens(ids: list[int], min_chars: int, max_tokens: int) -> None:
     steps = run(ids, BYTE_TABLE, StepLimits(min_chars, max_tokens))
-    end = 0
+    end, before = 0, []
     for step in steps:
         assert step.start == end
         assert 0 < step.end - step.start <= max_tokens
-        assert step.text == BYTE_TABLE.text(ids[step.start : step.end]).strip()
+        own = ids[step.start : step.end]
+        assert step.text == BYTE_TABLE.text(own).strip() or BYTE_TABLE.text(before + own).strip().endswith(step.text)
+        before = own if step.cut else []
         end = step.end
     assert BYTE_TABLE.text(ids[end:]).strip() == ""  # only a blank tail may belong to no step
 
@@ -221,9 +244,8 @@ def test_split_text_exact() -> None:
 
 
 def test_split_text_cuts_at_the_limit() -> None:
-    assert split_text("agree " * 20, StepLimits(max_tokens=8)) == ["agree " * 7 + "agree"] * 2 + [
-        "agree agree agree agree"
-    ]
+    cut = split_text("agree " * 20, StepLimits(max_tokens=8))
+    assert [step.count("agree") for step in cut] == [8, 15, 12]
 
 
 @pytest.mark.parametrize("family", DELIMITER_FAMILIES)

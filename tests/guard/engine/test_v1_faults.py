@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from classifiers.detector import Detector, RequestContext
+from classifiers.detector import Asked, Detector, RequestContext
 from guard.engine.adapter import FQCN, engine_arguments
 from guard.engine.session import EngineGuard
 from guard.engine.v1 import ENGINE
@@ -39,11 +40,11 @@ class Failing(Detector):
             raise MemoryError("no context")
         return RequestContext(np.zeros(1, np.float32), 1.0, 0)
 
-    def score(self, context: RequestContext, steps: Any, previous: str = "", **_: Any) -> npt.NDArray[np.float32]:
+    def score_batch(self, asked: Sequence[Asked], **_: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise ValueError("no score")
         # Without a context a step must stay unscored, so a score of 0 here would show.
-        return np.full(len(steps), 0.0 if self._fault == "request" else np.nan, np.float32)
+        return np.full(len(asked), 0.0 if self._fault == "request" else np.nan, np.float32)
 
 
 ERRORS = {"request": "request: MemoryError: no context", "raises": "detector: ValueError: no score", "nan": None}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from classifiers.detector import RequestContext
+from classifiers.detector import Asked, RequestContext
 from guard.policy import Policy
 from tests.guard import kit
 from tests.guard.engine.conftest import EOS, Batch
@@ -75,16 +75,16 @@ class Faulty(kit.WordDetector):
             raise RuntimeError("no context")
         return super().request(request)
 
-    def score(self, context: RequestContext, steps: Any, previous: str = "", **_: Any) -> npt.NDArray[np.float32]:
+    def score_batch(self, asked: Sequence[Asked], **_: Any) -> npt.NDArray[np.float32]:
         if self._fault == "raises":
             raise RuntimeError("no score")
         if self._fault == "request":
-            return super().score(context, steps, previous)  # must not be asked without a context
-        return np.array([], np.float32) if self._fault == "empty" else np.full(len(steps), np.nan, np.float32)
+            return super().score_batch(asked)  # must not be asked without a context
+        return np.array([], np.float32) if self._fault == "empty" else np.full(len(asked), np.nan, np.float32)
 
 
 FAULTS = {
-    "raises": "detector: RuntimeError: no score", "empty": "detector: IndexError:",
+    "raises": "detector: RuntimeError: no score", "empty": "detector: ValueError: 0 scores for 1 steps",
     "request": "request: RuntimeError: no context",
     "nan": "",
 }  # fmt: skip
