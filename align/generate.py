@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console
 
 from guard.errors import UserError
 
@@ -80,12 +81,17 @@ class Generator:
         self.spec = spec
         self._log = log
         self._worker: subprocess.Popen[str] | None = None
+        self._ready = False
 
     def __enter__(self) -> Generator:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Starts the engine before there is anything to do, and does not wait for it."""
+        self._worker = self._worker or self._spawn()
 
     def generate(self, jobs: Sequence[Job], out: Path, what: str) -> dict[str, Result]:
         """Results of all jobs by id, generating only those that `out` does not hold yet. Shows progress named `what`.
@@ -113,14 +119,18 @@ class Generator:
         except subprocess.TimeoutExpired:
             self._worker.kill()
             self._worker.wait()
-        self._worker = None
+        self._worker, self._ready = None, False
 
     def _send(self, order: Order) -> None:
-        worker = self._worker = self._worker or self._start()
-        if worker.stdin is None or worker.stdout is None:
+        self.start()
+        worker = self._worker
+        if worker is None or worker.stdin is None or worker.stdout is None:
             raise RuntimeError("the worker has no pipes")
         answer = ""
         try:
+            if not self._ready:
+                with Console(stderr=True).status(f"{order.what}: starting vLLM"):
+                    self._ready = bool(worker.stdout.readline())
             worker.stdin.write(order.model_dump_json() + "\n")
             worker.stdin.flush()
             answer = worker.stdout.readline()
@@ -131,13 +141,13 @@ class Generator:
             worker.kill()
             raise
         if not answer:
-            self._worker = None
+            self._worker, self._ready = None, False
             raise UserError(
                 f"Generation ({order.what}) ended with exit code {worker.wait()}",
                 fix=f"See {self._log}; run the same command again to go on",
             )
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _spawn(self) -> subprocess.Popen[str]:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "align.worker", self.spec.model_dump_json(), str(self._log.resolve())]
         root = str(Path(__file__).resolve().parent.parent)

@@ -194,7 +194,11 @@ def evaluate_base(
     """
     out = bench.out / "evaluation"
     primer = tuple(bench.tokenizer.encode(PRIMER, add_special_tokens=False))
-    arms = [Arm("base", "base"), Arm("base+guard", "base", guard=True), Arm("base+primer", "base", opening=primer)]
+    arms = [
+        Arm("base", "base"),
+        Arm("base+guard", "base", guard=True),
+        Arm("base+primer", "base", opening=primer, one_wording=True),
+    ]
     generator = bench.generator("base")
     outcomes = run_arms(arms, requests, generator, bench.reader, bench.judge, out)
     raw = read_results(out / "base.jsonl")

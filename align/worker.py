@@ -1,4 +1,4 @@
-"""The engine's side of `align.generate`: reads orders from stdin, one a line, and answers each when it is done.
+"""The engine's side of `align.generate`: says `ready`, reads orders from stdin, one a line, and answers each by `done`.
 
 Requests are fed as others finish, so that the batch stays full; only the end of an order runs with a small one.
 """
@@ -23,15 +23,13 @@ def main(spec: EngineSpec, log: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     with log.open("ab") as sink:
         os.dup2(sink.fileno(), 1)
-    console = Console(stderr=True)
-    llm: Any = None
+    llm, console = start_engine(spec), Console(stderr=True)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        order = Order.model_validate_json(line)
-        if llm is None:
-            with console.status(f"{order.what}: starting vLLM"):
-                llm = start_engine(spec)
-        _fill(llm, order, console, guarded=spec.guard is not None)
+        _fill(llm, Order.model_validate_json(line), console, guarded=spec.guard is not None)
         print("done", file=answers, flush=True)
+    # All results are written; an engine takes seconds to tear down.
+    os._exit(0)
 
 
 def start_engine(spec: EngineSpec) -> Any:

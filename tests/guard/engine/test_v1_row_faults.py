@@ -124,3 +124,37 @@ def test_a_probe_is_no_proof_when_the_detector_fails(batch: Make) -> None:
     assert it.forced() == {}
     it.update(removed=(0,))
     assert it.traces()["p"].receipt.unscored == 1
+
+
+class Choking(kit.WordDetector):
+    """Fails on every batch that holds a step about a car, and counts the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def score_batch(self, asked: Sequence[Asked], **_: Any) -> npt.NDArray[np.float32]:
+        self.batches.append(len(asked))
+        if any("car" in each.step for each in asked):
+            raise RuntimeError("no score")
+        return super().score_batch(asked)
+
+
+def test_rows_that_end_a_step_together_are_scored_in_one_batch(batch: Make) -> None:
+    detector = Choking()
+    it = batch(ONE, detector)
+    it.update(added={i: ({"guard_id": str(i)}, list(CUE)) for i in range(3)})
+    assert it.forced() == dict.fromkeys(range(3), T[0])
+    assert detector.batches == [3]
+
+
+def test_a_step_that_breaks_a_batch_takes_no_other_along(batch: Make) -> None:
+    detector = Choking()
+    it = batch(ONE, detector)
+    it.update(added={0: ({"guard_id": "cue"}, list(CUE)), 1: ({"guard_id": "car"}, list(CALM))})
+    assert it.forced() == {0: T[0], 1: T[0]}, "unscored is a cue under fail mode closed"
+    assert detector.batches == [2, 1, 1]
+    it.update(removed=(0, 1))
+    cue, car = it.traces()["cue"], it.traces()["car"]
+    assert (cue.receipt.unscored, cue.receipt.errors, cue.steps[0].score) == (0, [], 0.875)
+    assert (car.receipt.unscored, car.receipt.errors) == (1, ["detector: RuntimeError: no score"])

@@ -1,0 +1,27 @@
+"""Arms: which requests they answer, and what they are compared on."""
+
+from __future__ import annotations
+
+from align.evaluate import Arm, EvalRequest, Outcome, change, relative_drop
+from align.text import Reply
+from classifiers.judge import Judgement
+
+
+def test_an_arm_of_one_wording_is_compared_on_the_requests_it_answered() -> None:
+    requests = [
+        EvalRequest(id=f"t{n}-{i}", topic=f"t{n}", label="harmful", request="r", prompt_ids=[1])
+        for n in range(2)
+        for i in range(2)
+    ]
+    asked = Arm("base+primer", "base", one_wording=True).of(requests)
+    assert [r.id for r in asked] == ["t0-0", "t1-0"]
+    assert Arm("base", "base").of(requests) == requests
+    said = Reply(reasoning="r", answer="a", closed=True)
+
+    def outcome(request: EvalRequest, harm: float) -> Outcome:
+        return Outcome(request, said, Judgement(reasoning_harm=harm, answer_harm=0.0, refusal=0.0), None)
+
+    before = [outcome(r, 0.9 if r.id in ("t0-0", "t1-1") else 0.1) for r in requests]
+    after = [outcome(r, 0.1) for r in asked]
+    assert relative_drop(before, after, "reasoning_harm").rate == 1.0
+    assert change(before, after, "reasoning_harm", ["harmful"]).rate == -0.5
