@@ -138,7 +138,7 @@ def _notes(bench: Workbench) -> list[str]:
         "Intervals are 95 %: Wilson's for rates, a paired bootstrap for changes. Two wordings of one topic count as "
         "two cases, so the intervals are somewhat narrow.",
         f"At most {bench.settings.train.max_pairs} pairs are trained on; all figures come from one seed.",
-        "base+primer, the baseline, answers the first wording of each topic; what follows a cue is the base arm's reply.",
+        "base+primer answers the first wording of each topic; what follows a cue is the base arm's own reply.",
     ]
 
 

@@ -119,7 +119,10 @@ class StepMonitor:
         receipt.unreadable += hidden
         cue = cue or (hidden and policy.unreadable == "cue")
         self.steps.append(
-            StepRecord(start=step.start, end=step.end, zone=step.zone, score=score, cue=cue, unreadable=hidden)
+            # Not validated: every value is ours, and this runs between two engine steps.
+            StepRecord.model_construct(
+                start=step.start, end=step.end, zone=step.zone, score=score, cue=cue, injected=False, unreadable=hidden
+            )
         )
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
             self._intervene(step, score, closing)
