@@ -30,9 +30,9 @@ def cli(*args: object, env: dict[str, str] | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=wide, check=False)
 
 
-def sentence(result: subprocess.CompletedProcess[str]) -> str:
+def sentence(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """The one line of a user error; exit code 2 and nothing else on stderr."""
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     return lines[0]
@@ -104,15 +104,13 @@ def test_doctor_checks_hashes_and_policy(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("triggers: [none]\n")
     result = cli("doctor", "--policy", policy, "--url", f"http://127.0.0.1:{free_port()}")
-    assert sentence(result) == "error: doctor found a problem with: policy, server."
+    assert sentence(result, 1) == "error: doctor found a problem with: policy, server."
     assert "unknown trigger id; got none" in result.stdout
-    assert result.returncode == 1
 
 
 def test_doctor_reads_a_models_tokens_and_names_arguments_it_cannot_guard(tiny_model: Path) -> None:
     result = cli("doctor", "--model", tiny_model, "--features", "--", "--speculative-config", "{}")
-    assert result.returncode == 1
-    assert sentence(result) == "error: doctor found a problem with: engine arguments."
+    assert sentence(result, 1) == "error: doctor found a problem with: engine arguments."
     flat = " ".join(result.stdout.replace("│", " ").split())
     assert "reasoning from <think> (3) to </think> (4), replies end with <|im_end|> (2)" in flat
     assert "vLLM argument --speculative-config cannot be used under the guard" in flat
@@ -222,8 +220,8 @@ def test_ctrl_c_while_serving_leaves_nothing(server: tuple[subprocess.Popen[byte
     assert result.returncode == 0, result.stdout
     assert "ready: a trigger was forced" in result.stdout
     children = _descendants(process.pid)
-    # vLLM's API server, its engine core and its worker, at the least.
-    assert len(children) >= 3
+    # vLLM's API server and its engine core, at the least.
+    assert len(children) >= 2
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert [pid for pid in children if _runs(pid)] == []

@@ -72,7 +72,8 @@ def test_the_threshold_flags_no_more_than_allowed() -> None:
 def test_no_more_than_the_allowed_share_is_ever_flagged(peaks: list[float], share: float) -> None:
     traces = [scored("benign", "n", peak) for peak in peaks]
     flagged = sum(each.peak >= choose_threshold(traces, {"benign": share}) for each in traces)
-    assert flagged <= share * len(peaks) + sum(peak > 1 - 2e-6 for peak in peaks)
+    # A share that is a whole number but for its rounding counts as that number: 0.3 of 10 is 3.
+    assert flagged <= share * len(peaks) + 1e-9 + sum(peak > 1 - 2e-6 for peak in peaks)
 
 
 def test_calibration_error() -> None:
