@@ -58,7 +58,7 @@ FEATURES: tuple[Feature, ...] = (
             "test_dangerous_fields_are_refused_with_their_reason"),
     Feature("continue_final_message", _ON, _REQUEST, "the prefix is prompt and not scored; what follows is",
             "test_an_assistant_prefix_is_continued_under_guard"),
-    Feature("LoRA requests", _ON, _REQUEST, "the guard reads tokens, whoever made them", ""),
+    Feature("LoRA requests", _ON, _REQUEST, "the guard reads tokens, whoever made them; not tested", ""),
     Feature("speculative decoding", _START, _START, "a cue may end inside accepted drafts",
             "test_speculative_decoding_refuses_to_start"),
     Feature("asynchronous scheduling", _START, _START, "runner V1 shows placeholders when a request ends",
