@@ -1,10 +1,8 @@
 """The guard as a logits processor of vLLM's Model Runner V2, whose token history lies on the device.
 
-`apply_staged_writes` runs before each forward pass, in the stream behind the last step's sampling, and sends what is
-new to the host. `apply` waits for that alone, so a cue is answered by the very next token and the device is never
-drained. The runner does not say that a request has ended: the trace of a slot is written when the slot is missing from
-a batch, goes to another request, or the engine rests. A slot that comes back is replayed, and its later trace
-supersedes that one.
+What is new is sent to the host before each forward pass, and `apply` waits for that alone. The runner does not say that
+a request has ended: its trace is written when its slot is missing from a batch or given away, or the engine rests; one
+that comes back is replayed, and its later trace supersedes the first (docs/design/0006).
 """
 
 from __future__ import annotations
@@ -37,12 +35,11 @@ class _Slot:
     guard_id: str
     probe: str | None
     prompt: int = 0
-    """Tokens of the prompt."""
     start: torch.Tensor | None = None
     """Prompt and earlier output on their way to the host."""
     row: rows.Row | None = None
     written: bool = False
-    """The trace is written and the monitor has ended."""
+    """Its trace, and so the monitor has ended."""
 
 
 class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
