@@ -213,11 +213,11 @@ class EngineGuard:
     def _scores(self, asked: list[Asked]) -> Iterator[float | str]:
         """A score for each, or what went wrong; where the batch fails, each step is tried by itself."""
         try:
-            yield from map(float, self._batch(asked))
+            yield from self._batch(asked)
         except Exception:  # noqa: BLE001 - nothing may reach the engine
             for each in asked:
                 try:
-                    yield float(self._batch([each])[0])
+                    yield from self._batch([each])
                 except Exception as error:  # noqa: BLE001 - nothing may reach the engine
                     yield f"{type(error).__name__}: {error}"
 
