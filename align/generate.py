@@ -1,7 +1,8 @@
 """Batch generation with vLLM, file to file: jobs in, results appended, resumable.
 
 The engine runs in a process of its own (`align.worker`), so that its memory and thread settings end with it. It starts
-with the first job that is missing and stays for the next stage: starting one costs half a minute on a CPU.
+with the first job that is missing and stays for the next stage, and for the next weights of the same model: starting
+one costs half a minute on a CPU, exchanging the weights of the demo model half a second.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ class EngineSpec(BaseModel):
 
 
 class Order(BaseModel):
-    """What the worker is asked for: a file of jobs, where results go, what its progress bar says."""
+    """What the worker is asked for: with which weights, a file of jobs, where results go, what its bar says."""
 
     model_config = ConfigDict(extra="forbid")
 
+    model: str
     jobs: Path
     out: Path
     what: str
@@ -93,6 +95,10 @@ class Generator:
         """Starts the engine before there is anything to do, and does not wait for it."""
         self._worker = self._worker or self._spawn()
 
+    def use(self, model: str) -> None:
+        """From the next job on another model's weights answer: same architecture, same tokenizer."""
+        self.spec = self.spec.model_copy(update={"model": model})
+
     def generate(self, jobs: Sequence[Job], out: Path, what: str) -> dict[str, Result]:
         """Results of all jobs by id, generating only those that `out` does not hold yet. Shows progress named `what`.
 
@@ -104,7 +110,7 @@ class Generator:
             out.parent.mkdir(parents=True, exist_ok=True)
             file = out.with_suffix(".jobs.jsonl")
             file.write_text("".join(job.model_dump_json() + "\n" for job in missing), encoding="utf-8")
-            self._send(Order(jobs=file.resolve(), out=out.resolve(), what=what))
+            self._send(Order(model=self.spec.model, jobs=file.resolve(), out=out.resolve(), what=what))
             file.unlink()
             done = read_results(out)
         return {job.id: done[job.id] for job in jobs}

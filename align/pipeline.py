@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +32,7 @@ from align.text import ReplyReader
 from align.train import TrainReport, TrainSettings, merge, read_report, train
 from classifiers.detector import Detector
 from classifiers.judge import Judge
+from guard.engine.hardware import on_gpu
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
@@ -72,7 +73,7 @@ class Workbench:
     runtime: GuardRuntime
     reader: ReplyReader
     judge: Judge
-    _generators: dict[str, Generator] = field(default_factory=dict)
+    _generator: Generator | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -87,7 +88,8 @@ class Workbench:
             try:
                 yield bench
             finally:
-                bench.release()
+                if bench._generator is not None:
+                    bench._generator.close()
 
     @classmethod
     def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
@@ -100,21 +102,22 @@ class Workbench:
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
 
     def generator(self, model: Literal["base", "aligned"]) -> Generator:
-        """The engine of one of the run's two models, guarded by its policy and detector where a job asks for it; it
-        stays until `release`."""
-        if model not in self._generators:
+        """The run's engine with the weights of one of its two models, guarded by its policy and detector where a job
+        asks for it."""
+        path = self.settings.model if model == "base" else str(self.aligned)
+        if self._generator is None:
             evaluation = self.out / "evaluation"
-            guard = {"spool": str(evaluation / f"spool-{model}")}
+            guard = {"spool": str(evaluation / "spool")}
             guard |= {k: str(v) for k in ("policy", "detector") if (v := getattr(self.settings, k)) is not None}
-            path = self.settings.model if model == "base" else str(self.aligned)
             spec = EngineSpec(model=path, guard=guard, seed=self.settings.seed)
-            self._generators[model] = Generator(spec, evaluation / f"{model}.engine.log")
-        return self._generators[model]
+            self._generator = Generator(spec, evaluation / "engine.log")
+        self._generator.use(path)
+        return self._generator
 
-    def release(self) -> None:
-        """Ends the engines: training needs their memory."""
-        for generator in self._generators.values():
-            generator.close()
+    def make_room(self) -> None:
+        """Ends an engine that holds the memory which training needs: on a GPU all of it, on a CPU next to none."""
+        if self._generator is not None and on_gpu():
+            self._generator.close()
 
     @property
     def aligned(self) -> Path:
@@ -180,7 +183,7 @@ def train_adapter(bench: Workbench, pairs: Sequence[Pair]) -> TrainReport:
     adapter = bench.out / "adapter"
     report = read_report(adapter)
     if report is None:
-        bench.release()
+        bench.make_room()
         report = train(bench.settings.model, pairs, adapter, bench.settings.train, bench.runtime.table)
     return report
 
@@ -212,7 +215,6 @@ def evaluate_base(
 
 def evaluate_aligned(bench: Workbench, requests: Sequence[EvalRequest]) -> dict[str, list[Outcome]]:
     """The arms of the trained model, which is merged first."""
-    bench.release()
     merge(bench.settings.model, bench.out / "adapter", bench.aligned)
     arms = [Arm("aligned", "aligned"), Arm("aligned+guard", "aligned", guard=True)]
     out = bench.out / "evaluation"

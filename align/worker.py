@@ -24,9 +24,14 @@ def main(spec: EngineSpec, log: Path) -> None:
     with log.open("ab") as sink:
         os.dup2(sink.fileno(), 1)
     llm, console = start_engine(spec), Console(stderr=True)
+    loaded = spec.model
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        _fill(llm, Order.model_validate_json(line), console, guarded=spec.guard is not None)
+        order = Order.model_validate_json(line)
+        if order.model != loaded:
+            exchange(llm, order.model)
+            loaded = order.model
+        _fill(llm, order, console, guarded=spec.guard is not None)
         print("done", file=answers, flush=True)
     # All results are written; an engine takes seconds to tear down.
     os._exit(0)
@@ -45,6 +50,13 @@ def start_engine(spec: EngineSpec) -> Any:
         max_num_seqs=spec.max_num_seqs, block_size=32, enable_prefix_caching=True, disable_log_stats=True,
         use_tqdm_on_load=False, **guard,
     )  # fmt: skip
+
+
+def exchange(llm: Any, model: str) -> None:
+    """Loads another model's weights into the running engine; what was cached under the old ones is dropped."""
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("the prefix cache still holds blocks of the old weights")
 
 
 def sample(llm: Any, jobs: Sequence[Job], *, guarded: bool) -> Iterator[Result]:

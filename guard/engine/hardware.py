@@ -1,4 +1,4 @@
-"""Which number format this machine computes fast in."""
+"""What this machine computes on, and in which number format."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ def fast_dtype() -> Dtype:
     A CPU without them emulates bf16: one LoRA step on a 135M model then took over 10 minutes instead of 5 s (measured
     on an AVX2-only EPYC with torch 2.13).
     """
-    import torch
-
-    if torch.cuda.is_available():
+    if on_gpu():
         return "bfloat16"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
         return "float32"
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def on_gpu() -> bool:
+    """Whether torch finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -62,6 +62,33 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
     assert rejected == [*found[0].kept, 6]
 
 
+def test_the_engine_goes_on_with_other_weights(bench: pipeline.Workbench, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(bench.settings.model)
+    end = model.config.eos_token_id
+    # Every next token's score grows with the end token's: whatever came before, it is over.
+    model.lm_head.weight.data = model.lm_head.weight.data.abs() * 0
+    model.lm_head.weight.data[end] = 1.0
+    model.model.embed_tokens.weight.data = model.model.embed_tokens.weight.data.abs()
+    model.save_pretrained(other)
+    # 40 tokens: more than one block, so that the prefix cache would answer with the old weights' keys.
+    prompt = bench.prompt("How do I break into a parked car? " * 4)
+    job = Job(id="x", prompt_ids=prompt, temperature=0.0, max_tokens=4)
+    spec = EngineSpec(model=bench.settings.model, max_model_len=256, max_num_seqs=4)
+    with Generator(spec, tmp_path / "engine.log") as generator:
+        before = generator.generate([job], tmp_path / "before.jsonl", "test")["x"]
+        engine = generator._worker
+        generator.use(str(other))
+        assert generator.generate([job], tmp_path / "other.jsonl", "test")["x"].output_ids == [end]
+        generator.use(bench.settings.model)
+        again = generator.generate([job], tmp_path / "again.jsonl", "test")["x"]
+        assert generator._worker is engine, "exchanging weights starts no engine"
+    assert again == before
+    assert before.output_ids[0] != end
+
+
 def test_traces_of_another_tokenizer_are_refused(bench: pipeline.Workbench, tmp_path: Path) -> None:
     from guard.traces import Receipt, Trace
 
