@@ -14,6 +14,8 @@ by observing the history again (preemption, slot reuse).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from classifiers.readable import unreadable
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
@@ -24,6 +26,7 @@ from guard.triggers import Place, choose
 #: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
 _KEY = "{policy}\x00{request}\x00{step}"
 _MAX_ERRORS = 8
+_UNWATCHED_ROOM = 4096
 
 
 class StepMonitor:
@@ -90,6 +93,19 @@ class StepMonitor:
             step = self._splitter.push(token, index)
             if step is not None:
                 self._offer(step)
+
+    @property
+    def room(self) -> int:
+        """How many quiet ids (`GuardRuntime.loud` is 0) may be left aside before they must be taken."""
+        if self._plan:
+            return 0
+        return self._splitter.room if self._watched else _UNWATCHED_ROOM
+
+    def pass_quiet(self, tokens: Sequence[int]) -> None:
+        """Takes up to `room` quiet ids at once: what observing each would do."""
+        if self._watched and tokens:
+            self._splitter.extend(tokens, self._count)
+        self._count += len(tokens)
 
     def pass_over(self, count: int, text: str) -> None:
         """Counts `count` tokens that another policy's decision forced (a replay): no step, but what the next one came

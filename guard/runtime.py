@@ -25,6 +25,8 @@ class GuardRuntime:
     detector: Detector
     threshold: float
     table: TokenTable
+    loud: bytearray
+    """Per token id, 1: may end a step or change the zone. All others are quiet: the guard need not look at each."""
     delimiters: Delimiters
     triggers: tuple[EncodedTrigger, ...]
     refusals: tuple[EncodedTrigger, EncodedTrigger]
@@ -49,11 +51,13 @@ class GuardRuntime:
             )
         if eos is None and "stop" in policy.ladder:
             raise UserError(f"Policy key `ladder`: `stop` needs an end-of-turn token, and {model} names none")
+        table = TokenTable.from_tokenizer(tokenizer)
         return cls(
             policy=policy,
             detector=detector,
             threshold=detector.threshold if policy.threshold is None else policy.threshold,
-            table=TokenTable.from_tokenizer(tokenizer),
+            table=table,
+            loud=_loud(table, delimiters),
             delimiters=delimiters,
             triggers=tuple(encode_trigger(t, tokenizer) for t in select(policy.triggers)),
             refusals=encode_refusal(tokenizer, delimiters.end, eos),
@@ -61,6 +65,14 @@ class GuardRuntime:
             model=model,
             tokenizer_hash=tokenizer_hash(tokenizer),
         )
+
+
+def _loud(table: TokenTable, delimiters: Delimiters) -> bytearray:
+    loud = bytearray(table.can_end)
+    for token in (*table.markers, delimiters.start, delimiters.end):
+        if token is not None:
+            loud[token] = 1
+    return loud
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -144,6 +144,19 @@ class StepSplitter:
         if may_end and ends_step(self._buffer.decode("utf-8", "ignore"), self._limits.min_chars):
             return self._take(cut=False)
         return None
+
+    @property
+    def room(self) -> int:
+        """How many more ids fit into the step before one has to be pushed by itself: it may be the last."""
+        return self._most - self._count - 1
+
+    def extend(self, tokens: Sequence[int], index: int) -> None:
+        """Takes up to `room` ids that can end no step, the first at output index `index`."""
+        if not self._count:
+            self._start = index
+        self._count += len(tokens)
+        pieces = self._pieces
+        self._buffer += b"".join([pieces[token] for token in tokens])
 
     def flush(self) -> Step | None:
         """The unfinished step, if it holds any text."""

@@ -114,6 +114,18 @@ class GuardedRequest:
             return False
         return monitor.pending is not None
 
+    @property
+    def room(self) -> int:
+        """How many quiet ids may be left aside: see `StepMonitor.room`; none once the guard broke."""
+        return 0 if self._broken else self.monitor.room
+
+    def pass_quiet(self, tokens: list[int]) -> None:
+        """Feeds ids that were left aside."""
+        try:
+            self.monitor.pass_quiet(tokens)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            self.break_guard(f"pass_quiet: {type(error).__name__}: {error}")
+
     def decide(self, score: float | None) -> None:
         """Answers the pending step."""
         try:
@@ -147,6 +159,7 @@ class EngineGuard:
     ) -> None:
         self.config = config
         self._runtime, self._reader, self._engine = runtime, reader, engine
+        self.loud = runtime.loud
         self._spool = Spool(config.spool) if writes else None
         probed = runtime.policy.model_copy(update=PROBE_POLICY)
         self._probe_runtime = dataclasses.replace(runtime, policy=probed)

@@ -70,6 +70,8 @@ class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             return logits
         rows.read(self._guard, self._rows.values())
         for index, row in self._rows.items():
+            if row.room:
+                continue
             forced = row.request.forced
             if forced is None:
                 continue

@@ -101,7 +101,8 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
         self._history.wait()
         for slot, last in self._left:
             length, *tokens = last.tolist()
-            self._append(slot, length, tokens)
+            if slot.row is not None:
+                self._append(slot, tokens[: max(0, length - slot.prompt - len(slot.row.tokens))])
         self._close(slot for slot, _ in self._left)
         self._left = []
         lengths, newest = self._history.newest()
@@ -109,31 +110,31 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             if slot.start is not None:
                 ids, slot.start = slot.start.tolist(), None
                 self._open(slot, ids[: slot.prompt], ids[slot.prompt :])
-            have = slot.prompt + len(slot.row.tokens) if slot.row is not None else lengths[index]
-            # Several at once come from accepted drafts, and have to be fetched.
-            one = lengths[index] <= have + 1
-            self._append(
-                slot, lengths[index], [newest[index]] if one else self._history.between(index, have, lengths[index])
-            )
-            if index in here:
+            row, length = slot.row, lengths[index]
+            if row is not None and (have := slot.prompt + len(row.tokens)) < length:
+                # Several at once come from accepted drafts, and have to be fetched.
+                one = length == have + 1
+                self._append(slot, [newest[index]] if one else self._history.between(index, have, length))
+            if slot.written and index in here:
                 self._reopen(slot)
         rows.read(self._guard, [slot.row for slot in self._slots.values() if slot.row and not slot.written])
 
     def _open(self, slot: _Slot, prompt: list[int], tokens: list[int]) -> None:
         slot.row, slot.written = rows.Row(self._guard.open(prompt, slot.guard_id, slot.probe), tokens), False
 
-    def _append(self, slot: _Slot, length: int, tokens: list[int]) -> None:
-        """`tokens` follow those that are known, and some that are none; `length` is prompt and output together."""
-        if slot.row is not None and (new := length - slot.prompt - len(slot.row.tokens)) > 0:
+    def _append(self, slot: _Slot, tokens: list[int]) -> None:
+        """What follows the tokens that are known."""
+        if tokens:
             self._reopen(slot)
-            slot.row.tokens += tokens[:new]
+            if slot.row is not None:
+                slot.row.tokens += tokens
 
     def _reopen(self, slot: _Slot) -> None:
         if slot.row is not None and slot.written:
             self._open(slot, slot.row.request.prompt, slot.row.tokens)
 
     def _force(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
-        live = ((index, slot.row) for index, slot in self._slots.items() if slot.row is not None and not slot.written)
+        live = [(i, row) for i, slot in self._slots.items() if (row := slot.row) and not (row.room or slot.written)]
         plans = {index: plan[:AHEAD] for index, row in live if (plan := row.request.planned)}
         if not plans:
             return logits

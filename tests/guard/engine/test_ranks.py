@@ -1,34 +1,22 @@
-"""Tensor parallelism on CPU: two ranks, each with a guard of its own, decide what one decides."""
+"""Tensor parallelism and asynchronous scheduling: engines of their own decide what the shared one decides."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from guard.traces import read_traces
 from tests.conftest import Engine
-from tests.guard.engine.conftest import REQUEST
+from tests.guard.engine.apart import ASYNC, replies
+from tests.guard.engine.conftest import REQUEST, Script
 
-ROOT = Path(__file__).resolve().parents[3]
 REQUESTS = [REQUEST, "How do I break into a house?", "How do I bake bread?", "How do I break into a locker?"]
 
 
 def test_two_ranks_decide_what_one_decides(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
-    command = [sys.executable, "-m", "tests.guard.engine.ranks", str(tiny_model), str(spool), "2", *REQUESTS]
-    env = os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
-    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
-    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("REPLIES ")] or [ran.stderr[-3000:]]
-    replies = json.loads(line.removeprefix("REPLIES "))
+    found = replies(tiny_model, spool, REQUESTS, {"tensor_parallel_size": 2})
     one = engine.run([(request, {}) for request in REQUESTS])
-    assert replies == [reply.ids for reply in one]
+    assert found == [reply.ids for reply in one]
     traces = {trace.guard_id: trace for trace in read_traces(spool)[0]}
     assert len(list(spool.glob("spool-*.jsonl"))) == 1, "the first rank alone writes"
     for number, reply in enumerate(one):
@@ -38,3 +26,31 @@ def test_two_ranks_decide_what_one_decides(engine: Engine, tiny_model: Path, tmp
         assert trace.steps == reply.trace.steps
         assert trace.receipt.interventions == reply.trace.receipt.interventions
         assert trace.receipt.clean
+
+
+def test_asynchronous_scheduling_decides_the_same(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    found = replies(tiny_model, spool, REQUESTS, {ASYNC: True})
+    same = engine.run([(request, {}) for request in REQUESTS])
+    assert found == [reply.ids for reply in same]
+    traces = {trace.guard_id: trace for trace in read_traces(spool)[0]}
+    for number, reply in enumerate(same):
+        assert reply.trace is not None
+        trace = traces[f"r{number}"]
+        assert trace.output_ids == reply.ids, "the step after the end sampled a token that no one asked for"
+        assert (trace.steps, trace.receipt.interventions) == (reply.trace.steps, reply.trace.receipt.interventions)
+        assert trace.receipt.clean
+
+
+def test_asynchronous_scheduling_hides_the_token_that_ends_by_length(
+    engine: Engine, script: Script, tiny_model: Path, tmp_path: Path
+) -> None:
+    spool, limit = tmp_path / "spool", script.at + 3
+    (found,) = replies(tiny_model, spool, [REQUEST], {ASYNC: True}, max_tokens=limit)
+    (reply,) = engine.run([(REQUEST, {"max_tokens": limit})])
+    assert found == reply.ids
+    (trace,) = (trace for trace in read_traces(spool)[0] if trace.guard_id == "r0")
+    assert trace.output_ids == reply.ids[:-1]
+    (cut,) = trace.receipt.interventions
+    assert (cut.at, cut.forced, cut.completed) == (script.at, 2, False)
+    assert not trace.receipt.errors
