@@ -171,6 +171,8 @@ def print_first(pair: Pair, row: dict[str, list[int]], table: TokenTable) -> Non
 def _arguments(settings: TrainSettings, out: Path, *, bf16: bool) -> Any:
     from trl import DPOConfig
 
+    from guard.engine.hardware import on_gpu
+
     return DPOConfig(
         output_dir=str(out), beta=settings.beta, learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size, num_train_epochs=settings.epochs, weight_decay=0.0,
@@ -178,7 +180,7 @@ def _arguments(settings: TrainSettings, out: Path, *, bf16: bool) -> Any:
         precompute_ref_batch_size=settings.batch_size * 2, gradient_checkpointing=False, bf16=bf16, max_length=None,
         logging_steps=5, save_strategy="steps", save_steps=25, save_total_limit=1, report_to="none",
         seed=settings.seed, remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False, use_cpu=not on_gpu(),
     )  # fmt: skip
 
 
