@@ -66,10 +66,12 @@ def test_quiet_tokens_are_left_aside_until_one_may_end_the_step() -> None:
 
 def test_a_full_step_is_cut_where_it_would_be_token_by_token() -> None:
     guard, row = row_of(Policy(max_step_tokens=8), "reasoning")
-    for token in kit.encode(" a b c d e f g") * 3:
+    tokens = kit.encode(" a b c d e f g") * 3
+    for token in tokens:
         row.tokens.append(token)
         rows.read(guard, [row])
-    assert [(step.start, step.end) for step in row.request.monitor.steps] == [(0, 8), (8, 16)]
+    whole = range(0, len(tokens) - 7, 8)
+    assert [(step.start, step.end) for step in row.request.monitor.steps] == [(i, i + 8) for i in whole]
 
 
 def test_placeholders_at_the_end_are_no_tokens() -> None:
