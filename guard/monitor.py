@@ -27,6 +27,8 @@ from guard.triggers import Place, choose
 _KEY = "{policy}\x00{request}\x00{step}"
 _MAX_ERRORS = 8
 _UNWATCHED_ROOM = 4096
+#: How a trigger begins that is a zone's first text.
+_FIRST: dict[Zone, Place] = {"reasoning": "plain", "answer": "opening"}
 
 
 class StepMonitor:
@@ -166,7 +168,8 @@ class StepMonitor:
         )
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
             return self._intervene(step, score, closing)
-        self._lead = "opening" if closing else "plain" if step.spaced else "spaced"
+        ended_by_zone = self._zone != step.zone
+        self._lead = _FIRST[self._zone] if ended_by_zone else "plain" if step.spaced else "spaced"
         return None
 
     def end_step(self) -> None:
@@ -196,15 +199,19 @@ class StepMonitor:
         """Whether a delimiter opens or closes the reasoning; one that does not is text like any other."""
         delimiters = self._runtime.delimiters
         if token == delimiters.end and self._zone == "reasoning":
-            self._flush()
+            self._cross("answer")
             self._closing = self.pending is not None
-            self._enter("answer")
             return True
         if token == delimiters.start and self._zone == "answer":
-            self._flush()
-            self._enter("reasoning")
+            self._cross("reasoning")
             return True
         return False
+
+    def _cross(self, zone: Zone) -> None:
+        self._flush()
+        if self.pending is None:
+            self._lead = _FIRST[zone]
+        self._enter(zone)
 
     def _hold(self, token: int) -> None:
         if not self._splitter.count:
@@ -213,7 +220,6 @@ class StepMonitor:
 
     def _enter(self, zone: Zone) -> None:
         self._zone = zone
-        self._lead = "opening" if zone == "answer" else "plain"
         self._watched = zone in self._runtime.policy.zones
 
     def _confirm(self, token: int) -> bool:

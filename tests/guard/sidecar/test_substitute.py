@@ -63,10 +63,14 @@ def run(model: Model, policy: Policy = SUBSTITUTE, limit: int = 200) -> tuple[Su
     return found, asyncio.run(all_of())
 
 
+def said(output: list[int]) -> bool:
+    """Whether a trigger was said last."""
+    return any(list(t.spaced) == output[-len(t.spaced) :] for t in TRIGGERS.values())
+
+
 def complying(output: list[int]) -> list[int]:
-    """Complies until any trigger was said, then ends calmly."""
-    said = any(list(t.spaced)[1:] == output[i : i + len(t.spaced) - 1] for t in TRIGGERS.values() for i in range(200))
-    return [*CALM, *ANSWER] if said else [*CALM, *CUE, *CUE, *ANSWER]
+    """Complies, and goes on calmly after a trigger."""
+    return [*CALM, *ANSWER] if said(output) else [*CALM, *CUE, *CUE, *ANSWER]
 
 
 def test_a_trigger_takes_the_cues_place() -> None:
@@ -108,15 +112,10 @@ def test_nothing_is_let_out_before_its_step_is_decided() -> None:
 
 def test_a_cue_that_the_end_of_reasoning_closes_is_taken_back_with_the_delimiter() -> None:
     open_cue = kit.encode(" I will agree to help")
-    found, _ = run(Model(lambda output: complying(output) if len(output) > 4 and output[-1] != END and _said(output)
-                         else [*CALM, *open_cue, *ANSWER]))  # fmt: skip
+    found, _ = run(Model(lambda output: [*CALM, *(() if said(output) else open_cue), *ANSWER]))
     (item,) = found.monitor.receipt.interventions
     assert item.cue_ids == [*open_cue, END]
     assert found.output == [*CALM, *TRIGGERS[item.trigger_id].spaced, *CALM, *ANSWER]
-
-
-def _said(output: list[int]) -> bool:
-    return any(list(t.spaced) == output[-len(t.spaced) :] for t in TRIGGERS.values())
 
 
 def test_a_cue_at_the_very_start_is_replaced_by_a_trigger_that_opens() -> None:
@@ -130,7 +129,7 @@ def test_a_cue_at_the_very_start_is_replaced_by_a_trigger_that_opens() -> None:
 def test_an_output_that_ends_inside_a_cue_loses_it() -> None:
     open_cue = kit.encode(" I will agree to help")
     limit = len(CALM) + len(open_cue)
-    found, _ = run(Model(lambda output: complying(output) if _said(output) else [*CALM, *CUE, *ANSWER]), limit=limit)
+    found, _ = run(Model(complying), limit=limit)
     (item,) = found.monitor.receipt.interventions
     assert item.cue_ids == open_cue
     assert found.output == [*CALM, *TRIGGERS[item.trigger_id].spaced[: len(open_cue)]]
@@ -182,14 +181,14 @@ def test_any_model_and_any_pieces_give_the_same_and_no_cue_gets_out(
     words: list[tuple[int, ...]], size: int, limit: int
 ) -> None:
     script = [token for word in words for token in word] or [EOS]
-    one, released = run(Model(lambda output: script, size=1), limit=limit)
-    other, again = run(Model(lambda output: script, size=size), limit=limit)
+    policy = Policy(mode="substitute")
+    one, released = run(Model(lambda output: script, size=1), policy, limit)
+    other, again = run(Model(lambda output: script, size=size), policy, limit)
     assert one.output == other.output == [token for ids in released for token in ids]
     assert [token for ids in again for token in ids] == one.output
     assert (one.monitor.steps, one.monitor.receipt) == (other.monitor.steps, other.monitor.receipt)
     assert len(one.output) <= limit
-    ladder = len(SUBSTITUTE.ladder)
-    if len(one.monitor.receipt.interventions) < ladder:
+    if len(one.monitor.receipt.interventions) < len(policy.ladder):
         assert not any(s.cue for s in one.monitor.steps), "every cue was answered while the ladder had a rung"
 
 
