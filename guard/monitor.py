@@ -20,22 +20,36 @@ from classifiers.readable import unreadable
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter, Zone
-from guard.traces import Intervention, Receipt, Rung, StepRecord
+from guard.traces import Intervention, Mode, Receipt, Rung, StepRecord
 from guard.triggers import Place, choose
 
 #: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
 _KEY = "{policy}\x00{request}\x00{step}"
 _MAX_ERRORS = 8
 _UNWATCHED_ROOM = 4096
+#: How a trigger begins that is a zone's first text.
+_FIRST: dict[Zone, Place] = {"reasoning": "plain", "answer": "opening"}
 
 
 class StepMonitor:
     """Watches one request. Not thread-safe; never raises on any token sequence."""
 
     def __init__(
-        self, runtime: GuardRuntime, request: str, *, zone: Zone, guard_id: str = "", engine: str = "replay"
+        self,
+        runtime: GuardRuntime,
+        request: str,
+        *,
+        zone: Zone,
+        guard_id: str = "",
+        engine: str = "replay",
+        mode: Mode = "inject",
     ) -> None:
         policy = runtime.policy
+        self._replaces = mode == "substitute"
+        self._held: list[int] = []
+        """Under `substitute`: the ids from output index `_count - len(_held)` on, none of which was decided."""
+        self._lead: Place = "plain"
+        """How a trigger begins that stands where the step under way does."""
         self._runtime = runtime
         self._request = request
         self._zone: Zone = zone
@@ -87,6 +101,8 @@ class StepMonitor:
         self._count = index + 1
         if self._plan and self._confirm(token):
             return
+        if self._replaces:
+            self._hold(token)
         if token in self._marks and self._crosses(token):
             return
         if self._watched:
@@ -97,7 +113,7 @@ class StepMonitor:
     @property
     def room(self) -> int:
         """How many quiet ids (`GuardRuntime.loud` is 0) may be left aside before they must be taken."""
-        if self._plan:
+        if self._plan or self._replaces:
             return 0
         return self._splitter.room if self._watched else _UNWATCHED_ROOM
 
@@ -114,11 +130,21 @@ class StepMonitor:
         self.previous = text
         self._splitter.forget()
 
-    def decide(self, score: float | None) -> None:
-        """Answers `pending`: a probability, or None when the step could not be scored (NaN counts as None)."""
+    @property
+    def settled(self) -> int:
+        """Output index up to which every id is decided: under `substitute`, what may be shown."""
+        if self.pending is not None:
+            return self.pending.start
+        return self._count - self._splitter.count
+
+    def decide(self, score: float | None) -> int | None:
+        """Answers `pending`: a probability, or None when the step could not be scored (NaN counts as None).
+
+        Under `substitute`, the output index from which a cue has to be taken back before `forced` is appended.
+        """
         step, self.pending = self.pending, None
         if step is None:
-            return
+            return None
         self.previous = step.text
         if score is not None and not 0.0 <= score <= 1.0:
             score = None
@@ -141,7 +167,14 @@ class StepMonitor:
             )
         )
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
-            self._intervene(step, score, closing)
+            return self._intervene(step, score, closing)
+        ended_by_zone = self._zone != step.zone
+        self._lead = _FIRST[self._zone] if ended_by_zone else "plain" if step.spaced else "spaced"
+        return None
+
+    def end_step(self) -> None:
+        """The model has stopped, but may be made to go on: the unfinished step becomes `pending`."""
+        self._flush()
 
     def finish(self) -> None:
         """The request has ended: the unfinished step becomes `pending` one last time; nothing is forced any more."""
@@ -166,15 +199,24 @@ class StepMonitor:
         """Whether a delimiter opens or closes the reasoning; one that does not is text like any other."""
         delimiters = self._runtime.delimiters
         if token == delimiters.end and self._zone == "reasoning":
-            self._flush()
+            self._cross("answer")
             self._closing = self.pending is not None
-            self._enter("answer")
             return True
         if token == delimiters.start and self._zone == "answer":
-            self._flush()
-            self._enter("reasoning")
+            self._cross("reasoning")
             return True
         return False
+
+    def _cross(self, zone: Zone) -> None:
+        self._flush()
+        if self.pending is None:
+            self._lead = _FIRST[zone]
+        self._enter(zone)
+
+    def _hold(self, token: int) -> None:
+        if not self._splitter.count:
+            self._held = []
+        self._held.append(token)
 
     def _enter(self, zone: Zone) -> None:
         self._zone = zone
@@ -195,30 +237,48 @@ class StepMonitor:
             self._end_plan(completed=True)
         return True
 
-    def _intervene(self, step: Step, score: float | None, closing: bool) -> None:
+    def _intervene(self, step: Step, score: float | None, closing: bool) -> int | None:
         interventions = self.receipt.interventions
         rung = self._runtime.policy.ladder[len(interventions)]
-        # A step that `</think>` itself closed is answered where the answer opens.
-        place: Place = "opening" if closing else "plain" if step.spaced else "spaced"
-        chosen = self._choose(rung, place)
+        if self._replaces:
+            place, zone = self._lead, step.zone
+        else:
+            # A step that `</think>` itself closed is answered where the answer opens.
+            place, zone = "opening" if closing else "plain" if step.spaced else "spaced", self._zone
+        chosen = self._choose(rung, place, zone)
         if chosen is None:
-            return
+            return None
         trigger_id, self._answer, self._plan = chosen
         self._done = 0
         self._splitter.forget()
-        self._plan_zone = self._zone
+        cue_ids = self._take_back(step) if self._replaces else []
+        self._plan_zone = zone
         interventions.append(
-            Intervention(step=len(self.steps) - 1, at=self._count, trigger_id=trigger_id, rung=rung, score=score)
-        )
+            Intervention(
+                step=len(self.steps) - (0 if cue_ids else 1), at=self._count, trigger_id=trigger_id, rung=rung,
+                mode="substitute" if cue_ids else "inject", cue_ids=cue_ids, score=score,
+            )
+        )  # fmt: skip
+        return self._count if cue_ids else None
 
-    def _choose(self, rung: Rung, place: Place) -> tuple[str, str, tuple[int, ...]] | None:
+    def _take_back(self, step: Step) -> list[int]:
+        """The output ends where the cue began; returns the cue's ids."""
+        taken = self._held[step.start - self._count :]
+        self._count, self._held = step.start, []
+        self.steps.pop()
+        self._enter(step.zone)
+        return taken
+
+    def _choose(self, rung: Rung, place: Place, zone: Zone) -> tuple[str, str, tuple[int, ...]] | None:
         """Id, text and ids of what answers a cue; None when no trigger is left."""
         if rung == "stop" and self._runtime.eos is not None:
             return "stop", "", (self._runtime.eos,)
         if rung == "refuse":
-            refusal = self._runtime.refusals[self._zone == "answer"]
+            refusal = self._runtime.refusals[zone == "answer"]
             return refusal.id, refusal.text, refusal.ids(place)
-        key = _KEY.format(policy=self.receipt.policy_hash, request=self._request, step=len(self.steps))
+        # Counted alike in both modes, so that both choose the same trigger.
+        number = self.receipt.seen + len(self.receipt.interventions)
+        key = _KEY.format(policy=self.receipt.policy_hash, request=self._request, step=number)
         used = [i.trigger_id for i in self.receipt.interventions]
         pool, salt = self._runtime.triggers, key.encode("utf-8", "surrogatepass")
         trigger = choose(pool, used, salt, strong=rung == "strong")
@@ -227,6 +287,7 @@ class StepMonitor:
     def _end_plan(self, *, completed: bool) -> None:
         intervention = self.receipt.interventions[-1]
         intervention.completed = completed
+        self._lead = "spaced"
         if completed:
             self.previous = self._answer
         if intervention.forced:

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guard.errors import UserError
 from guard.steps import StepLimits, Zone
-from guard.traces import Rung
+from guard.traces import Mode, Rung
+
+MAX_HELD_TOKENS = 64
 
 
 class Policy(BaseModel):
@@ -26,8 +28,10 @@ class Policy(BaseModel):
     """Zones whose steps are scored; none at all would look guarded and watch nothing."""
     threshold: float | None = Field(default=None, ge=0.0, le=1.0)
     """Score from which a step is a cue; None takes the detector manifest's."""
-    mode: Literal["inject"] = "inject"
-    """`inject`: the trigger follows the cue."""
+    mode: Mode = "inject"
+    """`inject`: the trigger follows the cue. `substitute`: the sidecar holds a step back, and the trigger takes the
+    cue's place, so that neither the client nor the model's context keeps it; requests that cannot be held back are
+    injected into."""
     shadow: bool = False
     """Decide and log, never force."""
     ladder: tuple[Rung, ...] = Field(default=("trigger", "trigger", "strong", "refuse"), max_length=16)
@@ -53,8 +57,9 @@ class Policy(BaseModel):
 
     @property
     def limits(self) -> StepLimits:
-        """Step limits for the splitter."""
-        return StepLimits(self.min_step_chars, self.max_step_tokens)
+        """Step limits for the splitter. Under `substitute` a step of at most 64 tokens is held back."""
+        most = self.max_step_tokens if self.mode == "inject" else min(self.max_step_tokens, MAX_HELD_TOKENS)
+        return StepLimits(self.min_step_chars, most)
 
 
 def load_policy(path: Path | None) -> Policy:

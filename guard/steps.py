@@ -128,11 +128,12 @@ class StepSplitter:
         self._buffer = bytearray()
         self._carry = b""
         self._start = 0
-        self._count = 0
+        self.count = 0
+        """Tokens of the step under way."""
 
     def push(self, token: int, index: int) -> Step | None:
         """Takes the token at output index `index`; returns the step that it finished, if any."""
-        count = self._count = self._count + 1
+        count = self.count = self.count + 1
         if count == 1:
             self._start = index
         may_end = 0
@@ -148,19 +149,19 @@ class StepSplitter:
     @property
     def room(self) -> int:
         """How many more ids fit into the step before one has to be pushed by itself: it may be the last."""
-        return self._most - self._count - 1
+        return self._most - self.count - 1
 
     def extend(self, tokens: Sequence[int], index: int) -> None:
         """Takes up to `room` ids that can end no step, the first at output index `index`."""
-        if not self._count:
+        if not self.count:
             self._start = index
-        self._count += len(tokens)
+        self.count += len(tokens)
         pieces = self._pieces
         self._buffer += b"".join([pieces[token] for token in tokens])
 
     def flush(self) -> Step | None:
         """The unfinished step, if it holds any text."""
-        if self._count and self._buffer.strip():
+        if self.count and self._buffer.strip():
             return self._take(cut=False)
         self._carry = b""
         self._drop()
@@ -172,14 +173,14 @@ class StepSplitter:
 
     def _take(self, *, cut: bool) -> Step:
         text = (self._carry + self._buffer).decode("utf-8", "replace")
-        step = Step(self._start, self._start + self._count, text.strip(), cut=cut, spaced=text[-1:].isspace())
+        step = Step(self._start, self._start + self.count, text.strip(), cut=cut, spaced=text[-1:].isspace())
         self._carry = _tail(bytes(self._buffer)) if cut else b""
         self._drop()
         return step
 
     def _drop(self) -> None:
         self._buffer.clear()
-        self._count = 0
+        self.count = 0
 
 
 def _tail(text: bytes) -> bytes:

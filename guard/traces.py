@@ -20,6 +20,7 @@ from guard.errors import UserError
 from guard.steps import Zone
 
 SCHEMA_VERSION = 1
+Mode = Literal["inject", "substitute"]
 Rung = Literal["trigger", "strong", "refuse", "stop"]
 """How hard an intervention is."""
 
@@ -46,13 +47,15 @@ class Intervention(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     step: int
-    """Index of the cue in the trace's steps."""
+    """Index in the trace's steps: of the cue (`inject`), of the trigger in its place (`substitute`)."""
     at: int
     """Output index of the first forced token."""
     trigger_id: str
     """Of the pool, or `refuse`, or `stop`."""
     rung: Rung = "trigger"
-    mode: Literal["inject"] = "inject"
+    mode: Mode = "inject"
+    cue_ids: list[int] = []
+    """The ids that the trigger replaced (`substitute`): the cue, and the delimiter that closed it."""
     score: float | None
     forced: int = 0
     """Forced tokens that the engine really appended."""

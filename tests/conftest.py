@@ -120,7 +120,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     llm = LLM(
         str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
         enable_prefix_caching=True, num_gpu_blocks_override=256, disable_log_stats=True,
-        **engine_arguments({"spool": str(spool), "allow_off": True, "probe_secret": "s3cret"}),
+        **engine_arguments({"spool": str(spool), "allow_off": True, "secret": "s3cret"}),
     )  # fmt: skip
     yield Engine(llm, spool)
     torch.set_num_threads = set_num_threads

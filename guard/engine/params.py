@@ -22,6 +22,8 @@ class RequestArgs(BaseModel):
 
     guard_id: str | None = None
     guard_probe: str | None = None
+    guard_aside: str | None = None
+    """The sidecar's secret: it watches this request itself, token by token (mode `substitute`)."""
     guard_off: bool = False
     """Only honoured where the engine was started with `allow_off` (in-process evaluation arms)."""
 

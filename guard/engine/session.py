@@ -27,6 +27,8 @@ from guard.traces import Spool, Trace
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+    from guard.engine.params import RequestArgs
+
 log = logging.getLogger(__name__)
 
 #: A probe's first token is a step of its own and counts as a cue, whatever zone and mode the policy has.
@@ -51,8 +53,9 @@ class EngineSettings(BaseModel):
     """Directory that traces are appended to."""
     allow_off: bool = False
     """Whether a request may switch the guard off; `serve` never sets it."""
-    probe_secret: str | None = None
-    """A request that carries it as `guard_probe` gets a real injection after its first token: the proof of life."""
+    secret: str | None = None
+    """Shared with the sidecar alone. A request that carries it as `guard_probe` gets a real injection after its first
+    token, the proof of life; one that carries it as `guard_aside` is watched by the sidecar itself."""
 
 
 class GuardedRequest:
@@ -197,16 +200,20 @@ class EngineGuard:
             context = self._runtime.detector.request(asked)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             broken.append(f"request: {type(error).__name__}: {error}")
-        is_probe = (
-            probe is not None
-            and self.config.probe_secret is not None
-            and (hmac.compare_digest(probe.encode(), self.config.probe_secret.encode()))
-        )
+        is_probe = self._is_secret(probe)
         runtime = self._probe_runtime if is_probe else self._runtime
         monitor = StepMonitor(runtime, asked, zone=zone, guard_id=guard_id, engine=self._engine)
         for reason in broken:
             monitor.fail(reason)
         return GuardedRequest(monitor, context, prompt, end_id=self._runtime.eos, probe=is_probe)
+
+    def stands_aside(self, args: RequestArgs) -> bool:
+        """Whether a request goes unguarded here: the sidecar watches it, or an evaluation asked for it."""
+        return (args.guard_off and self.config.allow_off) or self._is_secret(args.guard_aside)
+
+    def _is_secret(self, given: str | None) -> bool:
+        secret = self.config.secret
+        return given is not None and secret is not None and hmac.compare_digest(given.encode(), secret.encode())
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
         """Decides all pending steps in one batch. A failing detector leaves a step unscored (fail mode)."""

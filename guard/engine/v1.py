@@ -84,7 +84,7 @@ class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
     def _new_row(self, sampling: SamplingParams, prompt: list[int], tokens: list[int]) -> rows.Row | None:
         """`tokens` is vLLM's own running list of output ids: it grows by itself."""
         args = params.RequestArgs.model_validate(sampling.extra_args or {})
-        if args.guard_off and self._guard.config.allow_off:
+        if self._guard.stands_aside(args):
             return None
         return rows.Row(self._guard.open(prompt, args.guard_id or next(self._anonymous), args.guard_probe), tokens)
 

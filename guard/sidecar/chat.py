@@ -19,11 +19,10 @@ from starlette.types import Receive, Scope, Send
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError, Refused
 from guard.sidecar.firewall import Admitted
-from guard.sidecar.proof import Delivered, Proof, prove
-from guard.sidecar.upstream import sse_events, unreachable
+from guard.sidecar.held import HeldExchange, cannot_hold
+from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.upstream import checked, sse_events, unreachable
 
-RECEIPT_HEADER = "x-reasonguard-receipt"
-ID_HEADER = "x-reasonguard-id"
 T = TypeVar("T")
 
 
@@ -40,9 +39,9 @@ async def chat(request: Request) -> Response:
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
-    exchange = Exchange(sidecar, admitted)
+    exchange = _exchange(sidecar, admitted)
     try:
-        return await _until_gone(request, exchange.stream() if admitted.stream else exchange.unary())
+        return await _until_gone(request, _answer(exchange, stream=admitted.stream))
     except _Gone:
         sidecar.metrics.requests.labels("disconnected").inc()
         return Response(status_code=499)
@@ -50,17 +49,32 @@ async def chat(request: Request) -> Response:
         return error.response(exchange.headers)
 
 
+def _exchange(sidecar: Sidecar, admitted: Admitted) -> Exchange | HeldExchange:
+    if sidecar.policy.mode == "inject":
+        return Exchange(sidecar, admitted)
+    reason = cannot_hold(admitted.body)
+    return HeldExchange(sidecar, admitted) if reason is None else Exchange(sidecar, admitted, fallback=reason)
+
+
+async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Response:
+    await exchange.start()
+    return await (exchange.stream() if stream else exchange.unary())
+
+
 class Exchange:
     """One request under way: its guard id and what becomes of it."""
 
-    def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
-        self.sidecar = sidecar
+    def __init__(self, sidecar: Sidecar, admitted: Admitted, *, fallback: str | None = None) -> None:
+        self.sidecar, self._fallback = sidecar, fallback
         self.wants_usage = admitted.wants_usage
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
         if sidecar.keep_special:
             self._body["skip_special_tokens"] = False
+
+    async def start(self) -> None:
+        """Nothing has to be known before the engine is asked."""
 
     async def unary(self) -> Response:
         """The whole response with its receipt; ApiError 502 when it cannot be proven and the policy fails closed."""
@@ -96,7 +110,7 @@ class Exchange:
         timeout = self.sidecar.receipt_wait if wait else 0.0
         trace = await self.sidecar.follower.wait(self.guard_id, delivered.covered_by, timeout)
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
-        proof = prove(self.guard_id, trace, delivered, self.sidecar.policy)
+        proof = prove(self.guard_id, trace, delivered, self.sidecar.policy, fallback=self._fallback)
         self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         return proof
 
@@ -107,11 +121,11 @@ class Exchange:
         except ApiError:
             self.sidecar.metrics.requests.labels("unavailable").inc()
             raise
-        if response.status_code != 200:
+        try:
+            return await checked(response)
+        except ApiError:
             self.sidecar.metrics.requests.labels("engine_error").inc()
-            await response.aread()
-            raise _engine_error(response)
-        return response
+            raise
 
 
 class GuardedStream(StreamingResponse):
@@ -179,22 +193,6 @@ class GuardedStream(StreamingResponse):
         if failure is not None:
             event |= failure.body()
         return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
-
-
-def unproven(proof: Proof) -> ApiError:
-    """The refusal of a policy that fails closed."""
-    return ApiError(502, "not_guarded", f"The response could not be proven guarded: {proof.attached.reason}.")
-
-
-def _engine_error(response: httpx.Response) -> ApiError:
-    """The engine's own refusal goes through; its failures are ours."""
-    try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"HTTP {response.status_code}"
-    if response.status_code in (400, 404, 413, 422):
-        return ApiError(response.status_code, "engine_refused", message)
-    return ApiError(502, "engine_error", f"The engine failed: {message}")
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.probe import Probe
 from guard.sidecar.receipts import WAIT_SECONDS, SpoolFollower
 from guard.sidecar.upstream import Upstream
+from guard.traces import Spool
 
 
 @dataclass
@@ -26,6 +27,11 @@ class Sidecar:
     firewall: Firewall
     probe: Probe
     alive: Callable[[], bool]
+    spool: Spool
+    """Where the sidecar writes the traces of what it watched itself."""
+    secret: str
+    """Shared with the engine's guard alone."""
+    served_name: str = "default"
     keep_special: bool = False
     """Ask the engine for special tokens in its text: where `</think>` is one, its reasoning parser needs to see it."""
     metrics: Metrics = field(default_factory=Metrics)
@@ -63,6 +69,8 @@ def build_sidecar(
     *,
     secret: str,
     alive: Callable[[], bool],
+    spool: Spool,
+    served_name: str,
     allow_seed: bool,
     keep_special: bool = False,
 ) -> Sidecar:
@@ -74,5 +82,8 @@ def build_sidecar(
         firewall=Firewall(tokenizer_check, allow_seed=allow_seed),
         probe=Probe(upstream, follower, runtime, secret),
         alive=alive,
+        spool=spool,
+        secret=secret,
+        served_name=served_name,
         keep_special=keep_special,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from guard.policy import Policy
-from guard.traces import Receipt, Trace
+from guard.sidecar.errors import ApiError
+from guard.traces import Mode, Receipt, Trace
+
+RECEIPT_HEADER = "x-reasonguard-receipt"
+ID_HEADER = "x-reasonguard-id"
 
 
 class Attached(BaseModel):
@@ -30,7 +33,11 @@ class Attached(BaseModel):
     unanswered: int = 0
     """Cues that no trigger answered: the budget was used up, the output ended, or shadow mode."""
     injected_tokens: int = 0
-    mode: Literal["inject"]
+    replaced_tokens: int = 0
+    """Tokens of cues that a trigger replaced: neither delivered nor kept in the model's context."""
+    mode: Mode
+    fallback: str | None = None
+    """Why a policy of mode `substitute` injected."""
     policy: str
     policy_hash: str
     detector: str | None = None
@@ -68,14 +75,23 @@ class Proof:
     """Not proven to be guarded. What the policy itself leaves unguarded (shadow mode, another zone) is no break."""
 
 
-def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Policy) -> Proof:
-    """Judges one response by its trace."""
+def prove(
+    guard_id: str,
+    trace: Trace | None,
+    delivered: Delivered,
+    policy: Policy,
+    *,
+    mode: Mode = "inject",
+    fallback: str | None = None,
+) -> Proof:
+    """Judges one response by its trace; `mode` is how it was guarded."""
     if trace is None:
         nothing = Attached(
             guard_id=guard_id,
             guarded=False,
             reason="no trace of this response was written",
-            mode=policy.mode,
+            mode=mode,
+            fallback=fallback,
             policy=policy.name,
             policy_hash=policy.hash,
         )
@@ -83,7 +99,8 @@ def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Poli
     receipt = trace.receipt
     problem = _problem(trace, delivered, policy)
     reason = problem or _left_alone(receipt)
-    cues = sum(step.cue for step in trace.steps)
+    replaced = sum(len(each.cue_ids) for each in receipt.interventions)
+    cues = sum(step.cue for step in trace.steps) + sum(bool(each.cue_ids) for each in receipt.interventions)
     attached = Attached(
         guard_id=guard_id,
         guarded=reason is None,
@@ -95,7 +112,9 @@ def prove(guard_id: str, trace: Trace | None, delivered: Delivered, policy: Poli
         interventions=len(receipt.interventions),
         unanswered=cues - len(receipt.interventions),
         injected_tokens=receipt.injected_tokens,
-        mode=policy.mode,
+        replaced_tokens=replaced,
+        mode=mode,
+        fallback=fallback,
         policy=receipt.policy,
         policy_hash=receipt.policy_hash,
         detector=receipt.detector,
@@ -126,3 +145,8 @@ def _problem(trace: Trace, delivered: Delivered, policy: Policy) -> str | None:
     if receipt.unscored:
         return f"{receipt.unscored} of {receipt.seen} steps were not scored"
     return None
+
+
+def unproven(proof: Proof) -> ApiError:
+    """The refusal of a policy that fails closed."""
+    return ApiError(502, "not_guarded", f"The response could not be proven guarded: {proof.attached.reason}.")

@@ -62,7 +62,7 @@ def prepare(settings: ServeSettings) -> Prepared:
     model = find_model(settings.model)
     runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
     traces = settings.traces.resolve()
-    Spool(traces)
+    spool = Spool(traces)
     secret = secrets.token_urlsafe(32)
     command = build_command(
         model.location,
@@ -70,7 +70,7 @@ def prepare(settings: ServeSettings) -> Prepared:
             policy=settings.policy.resolve() if settings.policy else None,
             detector=settings.detector.resolve() if settings.detector else None,
             spool=traces,
-            probe_secret=secret,
+            secret=secret,
         ),
         served_name=model.name,
         think=model.tokenizer.token_to_id("<think>") is not None,
@@ -85,6 +85,8 @@ def prepare(settings: ServeSettings) -> Prepared:
         SpoolFollower(traces),
         secret=secret,
         alive=lambda: engine.alive,
+        spool=spool,
+        served_name=model.name,
         allow_seed=has_gpu(),
         keep_special=_is_special(model),
     )

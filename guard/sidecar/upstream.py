@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import anyio
 import httpx
 
 from guard.sidecar.errors import ApiError
+from guard.sidecar.substitute import Piece
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _CONNECT_SECONDS = 5.0
 
 
@@ -26,9 +29,9 @@ class Upstream:
             trust_env=False,
         )
 
-    async def open(self, body: dict[str, Any]) -> httpx.Response:
-        """Sends a chat request; the response is open and unread: read it or iterate it, then close it."""
-        request = self._client.build_request("POST", CHAT, json=body)
+    async def open(self, body: dict[str, Any], path: str = CHAT) -> httpx.Response:
+        """Sends a request; the response is open and unread: read it or iterate it, then close it."""
+        request = self._client.build_request("POST", path, json=body)
         try:
             return await self._client.send(request, stream=True)
         except httpx.TransportError as error:
@@ -40,6 +43,34 @@ class Upstream:
             return await self._client.post(CHAT, json=body, timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS))
         except httpx.TransportError as error:
             raise unreachable(error) from error
+
+    async def render(self, body: dict[str, Any]) -> tuple[list[int], int]:
+        """A chat's prompt ids as the engine's template renders them, and the most tokens that prompt and output may
+        have together."""
+        try:
+            response = await self._client.post(TOKENIZE, json={**body, "add_generation_prompt": True}, timeout=30)
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+        answer = (await checked(response)).json()
+        return answer["tokens"], answer["max_model_len"]
+
+    async def continue_ids(self, body: dict[str, Any]) -> AsyncGenerator[Piece]:
+        """Streams what follows the token ids in `body["prompt"]`; closing it ends the engine's request."""
+        response = await self.open({**body, "stream": True, "return_token_ids": True}, COMPLETIONS)
+        try:
+            await checked(response)
+            async for data in sse_events(response.aiter_raw()):
+                if data == b"[DONE]":
+                    return
+                event = json.loads(data)
+                for choice in event.get("choices", ()):
+                    yield Piece(choice.get("token_ids") or [], choice.get("finish_reason"))
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+        finally:
+            # A client that left cancels us; the engine's request must end all the same.
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
 
     async def models(self) -> httpx.Response:
         """The engine's list of models."""
@@ -63,6 +94,21 @@ class Upstream:
 def unreachable(error: Exception) -> ApiError:
     """What a client is told when the engine cannot be reached or breaks off."""
     return ApiError(503, "engine_unavailable", f"The engine cannot be reached ({type(error).__name__}).")
+
+
+async def checked(response: httpx.Response) -> httpx.Response:
+    """The response of an engine that did what it was asked; else ApiError: its refusals go through, its failures are
+    ours."""
+    if response.status_code == 200:
+        return response
+    await response.aread()
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP {response.status_code}"
+    if response.status_code in (400, 404, 413, 422):
+        raise ApiError(response.status_code, "engine_refused", message)
+    raise ApiError(502, "engine_error", f"The engine failed: {message}")
 
 
 async def sse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

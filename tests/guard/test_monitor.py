@@ -56,7 +56,8 @@ def test_a_cue_is_answered_by_the_trigger_token_by_token() -> None:
         "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
-            {"step": 1, "at": 15, "trigger_id": "victim", "rung": "trigger", "mode": "inject", "score": 0.875,
+            {"step": 1, "at": 15, "trigger_id": "victim", "rung": "trigger", "mode": "inject",
+                 "cue_ids": [], "score": 0.875,
              "forced": n, "completed": True}
         ],
     }  # fmt: skip

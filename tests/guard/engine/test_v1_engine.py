@@ -89,7 +89,7 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
         "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0, "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
-            {"step": 1, "at": script.at, "trigger_id": trigger.id, "rung": "trigger", "mode": "inject",
+            {"step": 1, "at": script.at, "trigger_id": trigger.id, "rung": "trigger", "mode": "inject", "cue_ids": [],
              "score": scores[1], "forced": n, "completed": True}
         ],
     }  # fmt: skip

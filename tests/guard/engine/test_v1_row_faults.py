@@ -119,7 +119,7 @@ def test_a_spool_that_fails_is_logged_and_not_raised(batch: Make, caplog: pytest
 
 
 def test_a_probe_is_no_proof_when_the_detector_fails(batch: Make) -> None:
-    it = batch(Policy(fail_mode="open"), Faulty("nan"), probe_secret="s3cret")
+    it = batch(Policy(fail_mode="open"), Faulty("nan"), secret="s3cret")
     it.update(added={0: ({"guard_id": "p", "guard_probe": "s3cret"}, [CALM[0]])})
     assert it.forced() == {}
     it.update(removed=(0,))

@@ -182,7 +182,7 @@ def test_off_counts_only_where_the_engine_allows_it(batch: Make) -> None:
 
 
 def test_a_probe_needs_the_secret(batch: Make) -> None:
-    it = batch(ONE, probe_secret="s3cret")
+    it = batch(ONE, secret="s3cret")
     row = {"right": [CALM[0]], "wrong": [CALM[0]], "none": [CALM[0]]}
     it.update(added={
         0: ({"guard_id": "right", "guard_probe": "s3cret"}, row["right"]),

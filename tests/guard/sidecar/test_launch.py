@@ -20,7 +20,7 @@ from guard.sidecar.model import find_model
 
 
 def command(tmp_path: Path, *args: str, context: int | None = 8192, think: bool = True) -> EngineCommand:
-    settings = EngineSettings(spool=tmp_path, probe_secret="s")
+    settings = EngineSettings(spool=tmp_path, secret="s")
     return build_command(str(tmp_path), settings, served_name="m", think=think, context=context, vllm_args=args)
 
 
@@ -42,7 +42,7 @@ def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
     assert option(made, "--logits-processors") == FQCN
     assert option(made, "--middleware") == f"{EngineLock.__module__}.{EngineLock.__name__}"
     assert json.loads(option(made, "--additional-config")) == {"reasonguard": {
-        "policy": None, "detector": None, "spool": str(tmp_path), "allow_off": False, "probe_secret": "s",
+        "policy": None, "detector": None, "spool": str(tmp_path), "allow_off": False, "secret": "s",
     }}  # fmt: skip
     assert (option(made, "--host"), made.url) == ("127.0.0.1", f"http://127.0.0.1:{option(made, '--port')}")
     assert (option(made, "--reasoning-parser"), option(made, "--served-model-name")) == ("deepseek_r1", "m")

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def test_unary_is_corrected_and_proven(live: Live) -> None:
     wanted = {
         "guard_id": trace.guard_id, "guarded": True, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0,
         "interventions": 1,
-        "unanswered": 0, "injected_tokens": len(trigger.spaced), "mode": "inject", "policy": "default",
+        "unanswered": 0, "injected_tokens": len(trigger.spaced), "replaced_tokens": 0, "mode": "inject",
+        "policy": "default",
         "policy_hash": live.parts.sidecar.policy.hash, "detector": live.parts.sidecar.runtime.detector.version,
         "engine": "vllm-v1", "shadow": False,
     }  # fmt: skip
@@ -178,6 +179,78 @@ def test_requests_at_once_and_metrics(live: Live) -> None:
     assert live.metric("reasonguard_requests_total", outcome="refused") == before["refused"] + 1
     assert live.metric("reasonguard_requests_in_flight") == 0
     assert live.metric("reasonguard_ready") == 1
+
+
+@pytest.fixture
+def substituting(live: Live) -> Iterator[Live]:
+    """The same server under a policy that substitutes: the engine's guard stands aside for what the sidecar watches."""
+    before = live.parts.sidecar.runtime
+    live.parts.sidecar.runtime = replace(before, policy=before.policy.model_copy(update={"mode": "substitute"}))
+    yield live
+    live.parts.sidecar.runtime = before
+
+
+def test_a_substituted_cue_is_neither_delivered_nor_kept_in_the_context(substituting: Live) -> None:
+    live = substituting
+    response = live.http.post("/v1/chat/completions", json=HARMFUL)
+    answer = response.json()
+    trace = next(t for t in read_traces(live.spool)[0] if t.guard_id == response.headers["x-reasonguard-id"])
+    (item,) = trace.receipt.interventions
+    (trigger,) = (t for t in live.parts.sidecar.runtime.triggers if t.id == item.trigger_id)
+    message = answer["choices"][0]["message"]
+    assert message["reasoning"] == f"{OPENING} {trigger.text} {REFUSAL_STEP}"
+    assert message["content"].strip() == ANSWER
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    table = live.parts.sidecar.runtime.table
+    assert table.text(item.cue_ids).strip() == CUE
+    assert CUE not in table.text(trace.output_ids)
+    receipt = answer["reasonguard"]
+    assert (receipt["mode"], receipt["guarded"], receipt["interventions"], receipt["unanswered"]) == (
+        "substitute", True, 1, 0,
+    )  # fmt: skip
+    assert (receipt["replaced_tokens"], receipt["injected_tokens"]) == (len(item.cue_ids), len(trigger.spaced))
+    assert (receipt["engine"], receipt["seen"], receipt["scored"]) == ("sidecar", 3, 3)
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(trace.prompt_ids), len(trace.output_ids))
+    assert json.loads(response.headers["x-reasonguard-receipt"]) == receipt
+
+
+def test_substitution_streams_what_it_answers_in_one_piece(substituting: Live) -> None:
+    live = substituting
+    message = live.http.post("/v1/chat/completions", json=HARMFUL).json()["choices"][0]["message"]
+    events = streamed(live, {**HARMFUL, "stream_options": {"include_usage": True}})
+    choices = [event["choices"][0] for event in events if event["choices"]]
+    for part in ("reasoning", "content"):
+        assert "".join(choice["delta"].get(part) or "" for choice in choices) == message[part]
+    assert choices[-1]["finish_reason"] == "stop"
+    assert events[-1]["reasonguard"]["replaced_tokens"] > 0
+    assert events[-1]["usage"]["completion_tokens"] > 30
+    assert {event["model"] for event in events} == {"model"}
+
+
+def test_what_cannot_be_held_back_is_injected_into_and_says_so(substituting: Live) -> None:
+    answer = substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).json()
+    # The engine runs another policy here, so the proof fails closed; the mode and its reason are what is shown.
+    assert answer["error"]["code"] == "not_guarded"
+    receipt = json.loads(
+        substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).headers[
+            "x-reasonguard-receipt"
+        ]
+    )
+    assert receipt["mode"] == "inject"
+    assert receipt["fallback"] == "`stop`: stop strings are found by the engine, in text that may be taken back"
+
+
+def test_a_stranger_cannot_make_the_engines_guard_stand_aside(live: Live) -> None:
+    command = live.parts.engine.command
+    body = {
+        "model": "model", "prompt": read_traces(live.spool)[0][-1].prompt_ids, "max_tokens": 8, "temperature": 0,
+        "vllm_xargs": {"guard_id": "stranger", "guard_aside": "guess"},
+    }  # fmt: skip
+    auth = {"authorization": f"Bearer {command.api_key}"}
+    assert httpx.post(f"{command.url}/v1/completions", json=body, headers=auth, trust_env=False).status_code == 200
+    live.http.post("/v1/chat/completions", json=HARMFUL)
+    assert "stranger" in {t.guard_id for t in read_traces(live.spool)[0]}
 
 
 def test_the_engine_itself_is_closed_to_others(live: Live) -> None:

@@ -21,7 +21,7 @@ from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
-from guard.traces import Trace
+from guard.traces import Spool, Trace
 from tests.guard.sidecar.conftest import running
 from tests.guard.sidecar.scripted import ScriptedEngine, trace_of
 
@@ -65,7 +65,7 @@ def start(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> It
             upstream = Upstream(stack.enter_context(running(engine.app())), "key")
             sidecar = build_sidecar(
                 replace(runtime, policy=chosen), neutraliser, upstream, SpoolFollower(tmp_path), secret="s",
-                alive=lambda: True, allow_seed=True,
+                alive=lambda: True, spool=Spool(tmp_path), served_name="scripted", allow_seed=True,
             )  # fmt: skip
             sidecar.probe.proven = True
             sidecar.receipt_wait = 0.3
@@ -81,7 +81,7 @@ def attached(front: Front, guard_id: str, **changes: Any) -> dict[str, Any]:
     clean = {
         "guard_id": guard_id, "guarded": True, "seen": 1, "scored": 1, "unscored": 0, "unreadable": 0,
         "interventions": 0,
-        "unanswered": 0, "injected_tokens": 0, "mode": "inject", "policy": "default",
+        "unanswered": 0, "injected_tokens": 0, "replaced_tokens": 0, "mode": "inject", "policy": "default",
         "policy_hash": front.policy.hash, "detector": "d1", "engine": "vllm-v1", "shadow": False,
     }  # fmt: skip
     return {k: v for k, v in {**clean, **changes}.items() if v is not None}

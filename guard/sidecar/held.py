@@ -1,0 +1,210 @@
+"""`/v1/chat/completions` in mode `substitute`: the sidecar watches the tokens itself and answers in its own words."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import anyio
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from classifiers.detector import Asked, RequestContext
+from guard.monitor import StepMonitor
+from guard.prompt import PromptReader
+from guard.sidecar.context import Sidecar
+from guard.sidecar.errors import ApiError
+from guard.sidecar.firewall import Admitted
+from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.speech import Speech
+from guard.sidecar.substitute import Piece, Substitution
+from guard.traces import Trace
+
+ENGINE = "sidecar"
+#: What a client may ask for that cannot be given from ids that were held back: the trigger is injected instead.
+_INJECTED: dict[str, str] = {
+    "stop": "stop strings are found by the engine, in text that may be taken back",
+    "logprobs": "a trigger that the sidecar says itself has none",
+    "top_logprobs": "a trigger that the sidecar says itself has none",
+}
+_NOT_SAMPLING = {"messages", "max_tokens", "max_completion_tokens"}
+
+
+def cannot_hold(body: dict[str, Any]) -> str | None:
+    """Why a request is injected into although the policy says `substitute`; None when it can be held back."""
+    return next((f"`{name}`: {why}" for name, why in _INJECTED.items() if body.get(name)), None)
+
+
+class HeldExchange:
+    """One request under way; `start` it, then let its text out."""
+
+    def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
+        self.sidecar, self.wants_usage = sidecar, admitted.wants_usage
+        self.guard_id = uuid.uuid4().hex
+        self.headers = {ID_HEADER: self.guard_id}
+        self.proof: Proof | None = None
+        """What the written trace proves; None until it is written."""
+        self._body = admitted.body
+        self._sampling = {k: v for k, v in admitted.body.items() if k not in _NOT_SAMPLING}
+        self._created = int(time.time())
+
+    async def start(self) -> None:
+        """Renders the prompt and reads the request; ApiError when the engine refuses it or is gone."""
+        body, runtime = self._body, self.sidecar.runtime
+        asked = {key: body[key] for key in ("model", "messages") if key in body}
+        try:
+            self._prompt, longest = await self.sidecar.upstream.render(asked)
+        except ApiError as error:
+            self.sidecar.metrics.requests.labels("unavailable" if error.status == 503 else "engine_error").inc()
+            raise
+        limit = min(longest - len(self._prompt), body.get("max_completion_tokens") or body.get("max_tokens") or longest)
+        if limit < 1:
+            message = f"The prompt holds {len(self._prompt)} tokens, and the engine takes {longest} in all."
+            raise ApiError(400, "engine_refused", message, param="messages")
+        request = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user").strip()
+        # Special tokens are broken up in every message, so the last delimiter of the prompt is the template's own.
+        zone = PromptReader(runtime.table, runtime.delimiters, (), ()).zone(self._prompt)
+        monitor = StepMonitor(runtime, request, zone=zone, guard_id=self.guard_id, engine=ENGINE, mode="substitute")
+        self._context = await self._read(monitor, request)
+        self._speech = Speech(runtime.table, runtime.delimiters, zone)
+        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._score)
+
+    async def unary(self) -> Response:
+        """The whole response; ApiError 502 when it cannot be proven and the policy fails closed."""
+        said = {"reasoning": "", "content": ""}
+        try:
+            async for field, text in self.text():
+                said[field] += text
+        finally:
+            proof = await self.close()
+        self.headers[RECEIPT_HEADER] = proof.attached.compact()
+        if proof.broken and self.sidecar.closed:
+            raise unproven(proof)
+        message = {"role": "assistant", "content": said["content"], "reasoning": said["reasoning"] or None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._output.finish}
+        answer = {
+            **self.head("chat.completion"), "choices": [choice], "usage": self.usage(),
+            "reasonguard": proof.attached.model_dump(exclude_none=True),
+        }  # fmt: skip
+        return JSONResponse(answer, headers=self.headers)
+
+    async def stream(self) -> Response:
+        """The same, event by event."""
+        return _HeldStream(self)
+
+    async def text(self) -> AsyncIterator[tuple[str, str]]:
+        """Field and text, as they are decided."""
+        async for ids in self._output.released():
+            for part in self._speech.say(ids):
+                yield part
+        for part in self._speech.say((), last=True):
+            yield part
+
+    async def close(self) -> Proof:
+        """Writes the trace of what was let out, once; whatever happens to the client, it is kept."""
+        if self.proof is None:
+            with anyio.CancelScope(shield=True):
+                trace: Trace | None = self._trace()
+                try:
+                    await run_in_threadpool(self.sidecar.spool.append, trace)
+                except OSError:
+                    trace = None
+                delivered = Delivered(len(self._output.output))
+                self.proof = prove(self.guard_id, trace, delivered, self.sidecar.policy, mode="substitute")
+                self.sidecar.metrics.count(self.proof.attached, broken=self.proof.broken)
+        return self.proof
+
+    def finish(self) -> str | None:
+        """Why the output ended."""
+        return self._output.finish
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every event of a response begins with."""
+        model = self._body.get("model") or self.sidecar.served_name
+        return {"id": f"chatcmpl-{self.guard_id}", "object": kind, "created": self._created, "model": model}
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of the prompt and of what was let out."""
+        prompt, output = len(self._prompt), len(self._output.output)
+        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+    def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
+        aside = {"guard_aside": self.sidecar.secret}
+        return self.sidecar.upstream.continue_ids(
+            {**self._sampling, "prompt": ids, "max_tokens": most, "vllm_xargs": aside}
+        )
+
+    async def _read(self, monitor: StepMonitor, request: str) -> RequestContext | None:
+        try:
+            return await run_in_threadpool(self.sidecar.runtime.detector.request, request)
+        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
+            monitor.fail(f"request: {type(error).__name__}: {error}")
+            return None
+
+    async def _score(self, monitor: StepMonitor) -> float | None:
+        if self._context is None or monitor.pending is None:
+            return None
+        asked = Asked(self._context, monitor.pending.text, monitor.previous)
+        try:
+            scores = await run_in_threadpool(self.sidecar.runtime.detector.score_batch, [asked])
+            return float(scores[0])
+        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it
+            monitor.fail(f"detector: {type(error).__name__}: {error}")
+            return None
+
+    def _trace(self) -> Trace:
+        monitor, runtime = self._output.monitor, self.sidecar.runtime
+        return Trace(
+            guard_id=self.guard_id, created=time.time(), model=runtime.model, tokenizer_hash=runtime.tokenizer_hash,
+            request=monitor.request, prompt_ids=self._prompt, output_ids=list(self._output.output),
+            steps=monitor.steps, receipt=monitor.receipt,
+        )  # fmt: skip
+
+
+class _HeldStream(StreamingResponse):
+    """Server-sent events, the receipt last."""
+
+    def __init__(self, exchange: HeldExchange) -> None:
+        headers = {**exchange.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(self._events(), headers=headers, media_type="text/event-stream")
+        self._exchange = exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the stream; a client that leaves early still leaves its trace."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._exchange.close()
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        exchange, failure = self._exchange, None
+        yield self._event({"role": "assistant", "content": ""})
+        try:
+            async for field, text in exchange.text():
+                yield self._event({field: text})
+            yield self._event({}, exchange.finish())
+        except ApiError as error:
+            failure = error
+        proof = await exchange.close()
+        if failure is None and proof.broken and exchange.sidecar.closed:
+            failure = unproven(proof)
+        last: dict[str, Any] = {
+            **exchange.head("chat.completion.chunk"), "choices": [],
+            "reasonguard": proof.attached.model_dump(exclude_none=True),
+        }  # fmt: skip
+        if exchange.wants_usage:
+            last["usage"] = exchange.usage()
+        yield _data(last | (failure.body() if failure is not None else {}))
+        yield b"data: [DONE]\n\n"
+
+    def _event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return _data({**self._exchange.head("chat.completion.chunk"), "choices": [choice]})
+
+
+def _data(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
