@@ -29,9 +29,12 @@ _LOOKALIKES = {
 _TABLE = str.maketrans(_LOOKALIKES)
 _STACKED_MARKS = re.compile("[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f]+")
 _SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*]){2,}[^\W\d_](?![^\W_])")
+_SHAPE = bytes(97 if chr(i).isalpha() else 32 if chr(i) in " .-_*" else 48 for i in range(128)) + bytes(128)
+"""A letter as `a`, what may stand between spaced letters as a blank."""
 _SEPARATORS = re.compile(r"[ .\-_*]")
 # Digits that stand for letters inside a word: a digit between letters, or letters between digits.
 _LEET_WORD = re.compile(r"(?<![^\W_])(?=[a-z0-9]*(?:[a-z][0-9]+[a-z]|[0-9][a-z]+[0-9]))[a-z0-9]{2,24}(?![^\W_])")
+_DIGIT = re.compile("[0-9]")
 _LEET = str.maketrans("431057", "aeiost")
 _CONTROL = {"Cf", "Cc", "Co", "Cn", "Cs"}
 
@@ -52,8 +55,12 @@ def _view(text: str, limit: int) -> str:
     # Cached: the first tier, the encoder and the check for ciphers all read the same step.
     if not text.isascii():
         text = _undisguise(text)[:limit]
-    text = _SPACED.sub(_join, text.lower().replace("`", "'"))
-    text = _LEET_WORD.sub(lambda word: word.group().translate(_LEET), text)
+    text = text.lower().replace("`", "'")
+    # Both patterns are dear, and most texts hold neither: 21 us without these two looks, 4 with them.
+    if not text.isascii() or b"a a a" in text.encode().translate(_SHAPE):
+        text = _SPACED.sub(_join, text)
+    if _DIGIT.search(text):
+        text = _LEET_WORD.sub(lambda word: word.group().translate(_LEET), text)
     return " ".join(text.split())
 
 

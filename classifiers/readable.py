@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -24,26 +25,31 @@ LIMIT = -3.15
 """Mean log probability of a letter pair, in nats, below which a text is unreadable; chosen by `docs/design/0005`."""
 MIN_LETTERS = 24
 """A shorter text says too little."""
-_RUN = re.compile(r"[A-Za-z0-9+]{32,}")
+_LONG = 32
+_RUN = re.compile(rf"[A-Za-z0-9+]{{{_LONG},}}")
 """Without / - _, which paths and names are full of; base64 has a slash once in 64 characters."""
 _LETTERS = re.compile(r"[a-z]+")
 _SYMBOLS = 27
 """The end of a word, a to z."""
 _CODE_OF = np.zeros(256, np.intp)
 _CODE_OF[97:123] = np.arange(1, _SYMBOLS)
+_NO_LETTERS = bytes(i for i in range(256) if not _CODE_OF[i])
+_COUNTED = 1 << 40
+"""In a sum of table entries the pairs are counted above this, the thousandths of a nat summed below."""
 _SPACE = "`"
 """Stands for the end of a word: the character before `a`."""
 
 
 def unreadable(text: str) -> bool:
     """Whether a step looks enciphered or encoded rather than written."""
-    if any(_is_encoded(run) for run in _RUN.findall(text[:MAX_CHARS])):
+    lengths = [len(word) for word in text.split()]
+    if max(lengths, default=0) >= _LONG and any(_is_encoded(run) for run in _RUN.findall(text[:MAX_CHARS])):
         return True
-    codes = _codes(text)
-    letters = int(np.count_nonzero(codes))
-    if letters < MIN_LETTERS or 2 * letters < len("".join(text.split())):
+    view = f" {normalise(text)} ".encode()
+    letters = len(view.translate(None, _NO_LETTERS))
+    if letters < MIN_LETTERS or 2 * letters < sum(lengths):
         return False
-    return _mean(codes) < LIMIT
+    return _mean(view) < LIMIT
 
 
 def _is_encoded(run: str) -> bool:
@@ -52,16 +58,16 @@ def _is_encoded(run: str) -> bool:
     return kinds[0] >= 3 and min(kinds[1:]) >= 5
 
 
-def _codes(text: str) -> npt.NDArray[np.intp]:
-    """The scorer's view of a text, letter by letter: 1 to 26, and 0 for everything between words and around them."""
-    return _CODE_OF[np.frombuffer(f" {normalise(text)} ".encode(), np.uint8)]
-
-
-def _mean(codes: npt.NDArray[np.intp]) -> float:
-    pairs = codes[:-1] * _SYMBOLS + codes[1:]
-    pairs = pairs[pairs > 0]
+def _mean(view: bytes) -> float:
+    """Mean log probability of the pairs of neighbours that hold a letter; whatever is none stands between words."""
+    even = np.frombuffer(view, np.uint16, len(view) // 2)
+    odd = np.frombuffer(view, np.uint16, (len(view) - 1) // 2, offset=1)
+    table = _pair_table()
     # Whole thousandths: their sum is exact, so every machine finds the same mean.
-    return float(_thousandths()[pairs].sum()) / (1000 * len(pairs)) if len(pairs) else 0.0
+    total = int(table[even].sum()) + int(table[odd].sum())
+    count, thousandths = divmod(total, _COUNTED)
+    # The sum of thousandths is negative: it borrowed one from the count.
+    return (thousandths - _COUNTED) / (1000 * (count + 1)) if thousandths else 0.0
 
 
 def count_pairs(texts: Iterable[str]) -> list[list[float]]:
@@ -84,7 +90,12 @@ def _pairs(word: str) -> Iterable[tuple[str, str]]:
 
 
 @cache
-def _thousandths() -> npt.NDArray[np.int64]:
-    table: list[list[float]] = json.loads(TABLE.read_text(encoding="utf-8"))
-    thousandths: npt.NDArray[np.int64] = np.rint(1000 * np.array(table)).astype(np.int64).ravel()
-    return thousandths
+def _pair_table() -> npt.NDArray[np.int64]:
+    """By two neighbouring bytes as one number: thousandths of a nat, and `_COUNTED` for a pair that counts."""
+    table = np.rint(1000 * np.array(json.loads(TABLE.read_text(encoding="utf-8")))).astype(np.int64)
+    first, second = np.arange(1 << 16) & 255, np.arange(1 << 16) >> 8
+    if sys.byteorder == "big":
+        first, second = second, first
+    a, b = _CODE_OF[first], _CODE_OF[second]
+    counted: npt.NDArray[np.int64] = np.where((a > 0) | (b > 0), table[a, b] + _COUNTED, 0)
+    return counted

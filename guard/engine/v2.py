@@ -112,9 +112,11 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
                 self._open(slot, ids[: slot.prompt], ids[slot.prompt :])
             row, length = slot.row, lengths[index]
             if row is not None and (have := slot.prompt + len(row.tokens)) < length:
-                # Several at once come from accepted drafts, and have to be fetched.
-                one = length == have + 1
-                self._append(slot, [newest[index]] if one else self._history.between(index, have, length))
+                if length == have + 1 and not slot.written:
+                    row.tokens.append(newest[index])
+                else:
+                    # Several at once come from accepted drafts, and have to be fetched.
+                    self._append(slot, self._history.between(index, have, length))
             if slot.written and index in here:
                 self._reopen(slot)
         rows.read(self._guard, [slot.row for slot in self._slots.values() if slot.row and not slot.written])
