@@ -12,6 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ PROBE = "probe"
 """Name of the policy that proofs of life run under: the engine sets their first score itself."""
 _ELSEWHERE = {"engine", "interventions"}
 """Fields of a receipt that `compare` leaves out: the engine is another, interventions have their own lines."""
+_Record = StepRecord | BaseModel
 _Unequal = tuple[str, JsonValue, JsonValue]
 
 
@@ -248,18 +250,22 @@ def _written(steps: Iterable[StepRecord]) -> list[StepRecord]:
     return [step for step in steps if not step.injected]
 
 
-def _listed(name: str, recorded: Sequence[BaseModel], now: Sequence[BaseModel]) -> Iterator[_Unequal]:
+def _listed(name: str, recorded: Sequence[_Record], now: Sequence[_Record]) -> Iterator[_Unequal]:
     for index, (left, right) in enumerate(zip(recorded, now, strict=False)):
         yield from _unequal(f"{name}[{index}]", left, right)
     if len(recorded) != len(now):
         yield name, len(recorded), len(now)
 
 
-def _unequal(name: str, recorded: BaseModel, now: BaseModel) -> Iterator[_Unequal]:
-    after = now.model_dump()
-    for field, value in recorded.model_dump(exclude=_ELSEWHERE).items():
+def _unequal(name: str, recorded: _Record, now: _Record) -> Iterator[_Unequal]:
+    after = _fields(now)
+    for field, value in _fields(recorded).items():
         if not _same(value, after[field]):
             yield f"{name}.{field}", value, after[field]
+
+
+def _fields(record: _Record) -> dict[str, Any]:
+    return dataclasses.asdict(record) if isinstance(record, StepRecord) else record.model_dump(exclude=_ELSEWHERE)
 
 
 def _same(recorded: object, now: object) -> bool:

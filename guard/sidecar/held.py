@@ -46,8 +46,7 @@ class HeldExchange:
         self.sidecar, self.wants_usage = sidecar, admitted.wants_usage
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
-        self.proof: Proof | None = None
-        """What the written trace proves; None until it is written."""
+        self._proof: Proof | None = None
         self._body = admitted.body
         self._sampling = {k: v for k, v in admitted.body.items() if k not in _NOT_SAMPLING}
         self._created = int(time.time())
@@ -55,7 +54,7 @@ class HeldExchange:
     async def start(self) -> None:
         """Renders the prompt and reads the request; ApiError when the engine refuses it or is gone."""
         body, runtime = self._body, self.sidecar.runtime
-        asked = {key: body[key] for key in ("model", "messages") if key in body}
+        asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
         try:
             self._prompt, longest = await self.sidecar.upstream.render(asked)
         except ApiError as error:
@@ -106,17 +105,21 @@ class HeldExchange:
 
     async def close(self) -> Proof:
         """Writes the trace of what was let out, once; whatever happens to the client, it is kept."""
-        if self.proof is None:
-            with anyio.CancelScope(shield=True):
-                trace: Trace | None = self._trace()
-                try:
-                    await run_in_threadpool(self.sidecar.spool.append, trace)
-                except OSError:
-                    trace = None
-                delivered = Delivered(len(self._output.output))
-                self.proof = prove(self.guard_id, trace, delivered, self.sidecar.policy, mode="substitute")
-                self.sidecar.metrics.count(self.proof.attached, broken=self.proof.broken)
-        return self.proof
+        if self._proof is not None:
+            return self._proof
+        with anyio.CancelScope(shield=True):
+            self._proof = proof = await self._write()
+        self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        return proof
+
+    async def _write(self) -> Proof:
+        delivered = Delivered(len(self._output.output))
+        trace = self._trace()
+        try:
+            await run_in_threadpool(self.sidecar.spool.append, trace)
+        except OSError:
+            return prove(self.guard_id, None, delivered, self.sidecar.policy, mode="substitute")
+        return prove(self.guard_id, trace, delivered, self.sidecar.policy, mode="substitute")
 
     def finish(self) -> str | None:
         """Why the output ended."""
