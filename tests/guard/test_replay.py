@@ -199,7 +199,8 @@ def test_a_tampered_field_is_named(name: str) -> None:
     where, index, change, wanted = TAMPERED[name]
     trace = live(CALM + CUE + CALM)
     records: Any = trace.steps if where == "steps" else trace.receipt.interventions
-    records[index] = dataclasses.replace(records[index], **change)
+    for field, value in change.items():
+        setattr(records[index], field, value)
     assert differences(trace) == [Difference(guard_id="kit", field=f, recorded=a, now=b) for f, a, b in wanted]
 
 
