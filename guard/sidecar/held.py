@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -135,11 +136,16 @@ class HeldExchange:
         prompt, output = len(self._prompt), len(self._output.output)
         return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
-    def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
+    async def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
         aside = {"guard_aside": self.sidecar.secret}
-        return self.sidecar.upstream.continue_ids(
-            {**self._sampling, "prompt": ids, "max_tokens": most, "vllm_xargs": aside}
-        )
+        body = {**self._sampling, "prompt": ids, "max_tokens": most, "vllm_xargs": aside}
+        again, began = len(ids) > len(self._prompt), time.perf_counter()
+        async with contextlib.aclosing(self.sidecar.upstream.continue_ids(body)) as pieces:
+            async for piece in pieces:
+                if again:
+                    self.sidecar.metrics.reentry.observe(time.perf_counter() - began)
+                    again = False
+                yield piece
 
     async def _read(self, monitor: StepMonitor, request: str) -> RequestContext | None:
         try:

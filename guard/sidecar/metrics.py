@@ -27,6 +27,12 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
             registry=on,
         )
+        self.reentry = Histogram(
+            "reasonguard_reentry_seconds",
+            "From a substituted cue to the first token after its trigger.",
+            buckets=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
+            registry=on,
+        )
         self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=on)
         self.in_flight = Gauge("reasonguard_requests_in_flight", "Requests without a receipt yet.", registry=on)
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)

@@ -213,6 +213,7 @@ def test_a_substituted_cue_is_neither_delivered_nor_kept_in_the_context(substitu
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(trace.prompt_ids), len(trace.output_ids))
     assert json.loads(response.headers["x-reasonguard-receipt"]) == receipt
+    assert live.metric("reasonguard_reentry_seconds_count") == 1
 
 
 def test_substitution_streams_what_it_answers_in_one_piece(substituting: Live) -> None:
