@@ -161,14 +161,11 @@ class StepMonitor:
         closing, self._closing = self._closing, False
         policy, receipt = self._runtime.policy, self._receipt
         self._seen += 1
-        if score is None:
-            cue = policy.fail_mode == "closed"
-        else:
+        if score is not None:
             self._scored += 1
-            cue = score >= self._runtime.threshold
         hidden = unreadable(step.text)
         self._unreadable += hidden
-        cue = cue or (hidden and policy.unreadable == "cue")
+        cue = policy.is_cue(score, threshold=self._runtime.threshold, unreadable=hidden)
         self.steps.append(StepRecord(step.start, step.end, step.zone, score, cue, False, hidden))
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
             return self._intervene(step, score, closing)

@@ -55,6 +55,11 @@ class Policy(BaseModel):
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    def is_cue(self, score: float | None, *, threshold: float, unreadable: bool) -> bool:
+        """Whether a step is answered as a cue: `score` is its probability, None where it could not be scored."""
+        scored = self.fail_mode == "closed" if score is None else score >= threshold
+        return scored or (unreadable and self.unreadable == "cue")
+
     @property
     def limits(self) -> StepLimits:
         """Step limits for the splitter. Under `substitute` a step of at most 64 tokens is held back."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from classifiers.stats import Rate
     from guard.policy import Policy
     from guard.prompt import PromptReader
-    from guard.replay import ExactReport, FirstCue, ReplayReport, ShadowReport, SweepRow
+    from guard.replay_report import ExactReport, FirstCue, ReplayReport, ShadowReport, SweepRow
     from guard.runtime import GuardRuntime
 
 ROWS = 50

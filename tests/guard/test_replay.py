@@ -1,136 +1,42 @@
-"""Replays of traces that a real monitor decided: equal, differing, in shadow, swept, and from the command line."""
+"""Replays of traces that a real monitor decided: equal, in shadow, or skipped."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import shutil
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
-from typer.testing import CliRunner, Result
 
-from classifiers.detector import Asked, Detector, RequestContext
+from classifiers.detector import RequestContext
 from classifiers.stats import Rate
-from guard.errors import UserError
-from guard.monitor import StepMonitor
 from guard.policy import Policy
-from guard.prompt import PromptReader
-from guard.replay import Difference, FirstCue, Replayer, ShadowTrace, compare, first_cue, replay, skip_reason
-from guard.replay_cli import replay as command
-from guard.runtime import GuardRuntime
+from guard.replay import Replayer, replay, skip_reason
+from guard.replay_report import FirstCue, ShadowTrace, compare, first_cue
 from guard.steps import Zone
-from guard.traces import Spool, StepRecord, Trace, read_traces
+from guard.traces import StepRecord, Trace
 from guard.triggers import POOL, STOPPING
 from tests.guard import kit
-from tests.guard.test_monitor_properties import POLICIES, TOKENS
-
-START, END = 3, 4
-CALM, CUE = kit.encode(kit.CALM), kit.encode(" " + kit.CUE)
-ONE = Policy(threshold=0.5, triggers=("victim",))
-BOTH = Policy(threshold=0.5, zones=("reasoning", "answer"), triggers=("victim",))
-FREE = Policy(threshold=0.5)
-(VICTIM,) = kit.runtime(ONE).triggers
-LENGTH = len(VICTIM.spaced)
-CIPHER = kit.encode("V jvyy cynl fbzr punva bs fgrcf jvgubhg jbeqf abj.")
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+from tests.guard.recorded import (
+    BOTH,
+    CALM,
+    CIPHER,
+    CUE,
+    END,
+    FREE,
+    LENGTH,
+    ONE,
+    START,
+    VICTIM,
+    ContextDetector,
+    Seeing,
+    differences,
+    live,
+    reader,
+    runtime,
 )
-
-
-class ContextDetector(kit.WordDetector):
-    """A score that takes every value from 0 to 1 and hangs on the request, the step and what came before it."""
-
-    def request(self, request: str) -> RequestContext:
-        return RequestContext(np.array([crc32(request.encode())], np.float32), 0.5, 0)
-
-    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
-        texts = [f"{each.context.vector}\x00{each.previous}\x00{each.step}" for each in asked]
-        return np.array([crc32(text.encode()) / (2**32 - 1) for text in texts], np.float32)
-
-
-class Seeing(kit.WordDetector):
-    """The kit's scores; remembers what each step came after."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
-        self.seen += [each.previous for each in asked]
-        return super().score_batch(asked)
-
-
-@functools.cache
-def runtime(policy: Policy) -> GuardRuntime:
-    """The kit's runtime with scores that hang on everything the live engine gives the detector."""
-    return dataclasses.replace(kit.runtime(policy), detector=ContextDetector())
-
-
-@functools.cache
-def chat() -> Any:
-    """The kit's tokenizer as transformers has it, with a chat template."""
-    fast = PreTrainedTokenizerFast(tokenizer_object=kit.tokenizer(), bos_token="<|im_start|>", eos_token="<|im_end|>")
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-@functools.cache
-def reader() -> PromptReader:
-    table = kit.runtime()
-    return PromptReader.build(chat(), table.table, table.delimiters)
-
-
-def prompt(zone: Zone = "reasoning", request: str = "car") -> list[int]:
-    ids: list[int] = chat().apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, return_dict=False
-    )
-    return ids if zone == "reasoning" else [*ids, END]
-
-
-def trace_of(output: list[int], watcher: StepMonitor, zone: Zone, run: GuardRuntime) -> Trace:
-    return Trace(
-        guard_id=watcher.receipt.guard_id, created=1.0, model="kit", tokenizer_hash=run.tokenizer_hash,
-        request=watcher.request, prompt_ids=prompt(zone, watcher.request), output_ids=output, steps=watcher.steps,
-        receipt=watcher.receipt,
-    )  # fmt: skip
-
-
-def live(
-    model: list[int], policy: Policy = ONE, *, zone: Zone = "reasoning", limit: int | None = None,
-    guard_id: str = "kit", run: GuardRuntime | None = None, request: str = "car",
-) -> Trace:  # fmt: skip
-    """What the live guard writes of a model that says `model`; `limit` is vLLM's max_tokens."""
-    run = run or kit.runtime(policy)
-    context = run.detector.request(request)
-
-    def watch() -> StepMonitor:
-        return StepMonitor(run, request, zone=zone, guard_id=guard_id, engine="vllm-v1")
-
-    def scorer(text: str) -> float:
-        return float(run.detector.score(context, [text], watcher.previous)[0])
-
-    watcher = watch()
-    output = kit.generate(watcher, model, scorer)[:limit]
-    watcher = watch()
-    kit.replay(watcher, output, scorer)
-    return trace_of(output, watcher, zone, run)
-
-
-def differences(trace: Trace, policy: Policy = ONE) -> list[Difference]:
-    return compare(trace, Replayer(kit.runtime(policy), reader()).exact(trace))
+from tests.guard.test_monitor_properties import POLICIES, TOKENS
 
 
 def wrote(start: int, end: int, score: float, *, cue: bool = False, zone: Zone = "reasoning") -> StepRecord:
@@ -179,64 +85,6 @@ def test_what_replay_decides_does_not_come_from_the_record() -> None:
     watcher = Replayer(kit.runtime(ONE), reader()).exact(bare)
     assert watcher.steps == trace.steps != []
     assert watcher.receipt == trace.receipt.model_copy(update={"engine": "replay"})
-
-
-TAMPERED = {
-    "score": ("steps", 1, {"score": 0.876}, [("steps[1].score", 0.876, 0.875)]),
-    "no score": ("steps", 0, {"score": None}, [("steps[0].score", None, 0.125)]),
-    "boundary": ("steps", 0, {"end": 6}, [("steps[0].end", 6, 7)]),
-    "cue": ("steps", 1, {"cue": False}, [("steps[1].cue", False, True)]),
-    "zone": ("steps", 3, {"zone": "answer"}, [("steps[3].zone", "answer", "reasoning")]),
-    "trigger": ("interventions", 0, {"trigger_id": "danger"}, [("interventions[0].trigger_id", "danger", "victim")]),
-    "at": ("interventions", 0, {"at": 14}, [("interventions[0].at", 14, 15)]),
-    "forced": ("interventions", 0, {"forced": 2}, [("interventions[0].forced", 2, LENGTH)]),
-    "completed": ("interventions", 0, {"completed": False}, [("interventions[0].completed", False, True)]),
-}
-
-
-@pytest.mark.parametrize("name", TAMPERED)
-def test_a_tampered_field_is_named(name: str) -> None:
-    where, index, change, wanted = TAMPERED[name]
-    trace = live(CALM + CUE + CALM)
-    records: Any = trace.steps if where == "steps" else trace.receipt.interventions
-    for field, value in change.items():
-        setattr(records[index], field, value)
-    assert differences(trace) == [Difference(guard_id="kit", field=f, recorded=a, now=b) for f, a, b in wanted]
-
-
-@pytest.mark.parametrize(("shift", "differs"), [(0.9e-6, False), (-0.9e-6, False), (2e-6, True)])
-def test_scores_are_equal_to_a_millionth(shift: float, differs: bool) -> None:
-    trace = live(CALM)
-    trace.steps[0].score = 0.125 + shift
-    assert [d.field for d in differences(trace)] == ["steps[0].score"] * differs
-
-
-def test_missing_steps_interventions_and_counts_are_named() -> None:
-    trace = live(CALM + CUE + CALM)
-    del trace.steps[-1], trace.receipt.interventions[:]
-    trace.receipt.seen = 9
-    found = [(d.field, d.recorded, d.now) for d in differences(trace)]
-    assert found == [("steps", 3, 4), ("interventions", 0, 1), ("receipt.seen", 9, 3)]
-
-
-def test_another_token_in_place_of_a_forced_one_is_found() -> None:
-    trace = live(CUE + CALM)
-    trace.output_ids[len(CUE)] = CALM[0]
-    said = {d.field: d.now for d in differences(trace)}
-    assert said["interventions[0].forced"] == 0
-    assert said["receipt.enforcement_failed"] == 1
-    assert said["receipt.errors"] == [f"engine appended {CALM[0]} where {VICTIM.spaced[0]} was forced"]
-
-
-def test_a_report_holds_the_first_ten_differences_and_counts_the_rest() -> None:
-    traces = [live(CALM * 4, guard_id=f"g{i}") for i in range(4)]
-    for trace in traces[1:]:
-        for step in trace.steps:
-            step.score = 0.5
-    report = replay(traces, kit.runtime(ONE), reader()).exact
-    assert (report.traces, report.differing, report.differences) == (4, ["g1", "g2", "g3"], 12)
-    wanted = [("g1", i) for i in range(4)] + [("g2", i) for i in range(4)] + [("g3", i) for i in range(2)]
-    assert [(d.guard_id, d.field) for d in report.first] == [(g, f"steps[{i}].score") for g, i in wanted]
 
 
 @settings(max_examples=150, deadline=None)
@@ -347,62 +195,6 @@ def test_damaged_spans_end_the_shadow_replay_all_the_same() -> None:
     assert [(s.start, s.end) for s in watcher.steps] == [(0, 5)]
 
 
-def test_the_sweep_by_hand() -> None:
-    traces = [
-        live(CALM + CUE + CALM, guard_id="a"),  # 3 steps, the cue ends at 15
-        live(CUE + CALM, guard_id="b"),  # 2 steps, the cue ends at 8
-        live(CALM + CALM, guard_id="c"),  # 2 steps
-        live(CALM, guard_id="d"),  # 1 step
-    ]
-    rows = replay(traces, kit.runtime(ONE), reader(), [0.1, 0.125, 0.5, 0.9]).sweep
-    assert [row.threshold for row in rows] == [0.1, 0.125, 0.5, 0.9]
-    assert [row.flagged for row in rows] == [Rate.of(4, 4), Rate.of(4, 4), Rate.of(2, 4), Rate.of(0, 4)]
-    # The first cues end at 7, 8, 7, 7 under 0.1, and at 15 and 8 under 0.5.
-    assert [row.token and (row.token.rate, row.token.n) for row in rows] == [(7, 4), (7, 4), (11.5, 2), None]
-    assert [row.per_1000 and (row.per_1000.rate, row.per_1000.n) for row in rows] == [
-        (1000, 4), (1000, 4), (250, 4), (0, 4)
-    ]  # fmt: skip
-    token, steps = rows[2].token, rows[2].per_1000
-    assert token is not None
-    assert (token.lo, token.hi) == (8, 15)
-    assert steps is not None
-    assert 0 == steps.lo < 250 < steps.hi <= 500
-
-
-def test_the_sweep_counts_exact_and_shadow_traces_alike() -> None:
-    traces = [live(CALM + CUE + CALM), live(CALM + CUE + CALM, BOTH)]
-    report = replay(traces, kit.runtime(ONE), reader(), [0.5])
-    assert (report.exact.traces, len(report.shadow.traces)) == (1, 1)
-    assert report.sweep[0].per_1000 is not None
-    assert (report.sweep[0].flagged, report.sweep[0].per_1000.rate) == (Rate.of(2, 2), pytest.approx(1000 / 3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(TOKENS, max_size=4), POLICIES)
-def test_the_sweep_at_the_policys_threshold_flags_what_its_replay_flags(
-    models: list[list[int]], policy: Policy
-) -> None:
-    run = runtime(policy.model_copy(update={"version": 2}))
-    traces = [live(model, run=runtime(FREE)) for model in models]
-    report = replay(traces, run, reader(), [run.threshold])
-    assert report.sweep[0].flagged == report.shadow.now
-    assert report.shadow.now.n == len(models)
-
-
-@pytest.mark.parametrize(("unreadable", "flagged"), [("cue", 1), ("flag", 0)])
-def test_an_unreadable_step_is_flagged_at_any_threshold_if_the_policy_says_so(unreadable: str, flagged: int) -> None:
-    policy = ONE.model_copy(update={"unreadable": unreadable})
-    (row,) = replay([live(CIPHER)], kit.runtime(policy), reader(), [1.0]).sweep
-    assert row.flagged == Rate.of(flagged, 1)
-
-
-def test_no_traces_and_no_steps_have_no_figures() -> None:
-    (row,) = replay([], kit.runtime(ONE), reader(), [0.5]).sweep
-    assert (row.flagged, row.token, row.per_1000) == (Rate.of(0, 0), None, None)
-    (row,) = replay([live([])], kit.runtime(ONE), reader(), [0.5]).sweep
-    assert (row.flagged, row.token, row.per_1000) == (Rate.of(0, 1), None, None)
-
-
 def test_traces_that_tokens_alone_cannot_explain_are_skipped_by_reason() -> None:
     traces = [live(CALM, guard_id=f"g{i}") for i in range(7)]
     traces[1].receipt.policy = "probe"
@@ -430,185 +222,3 @@ def test_a_request_is_read_once_by_the_detector() -> None:
     traces = [live(CALM + CUE, request=request) for request in ("car", "bread", "car")]
     replay(traces, dataclasses.replace(kit.runtime(ONE), detector=Asked()), reader())
     assert asked == ["car", "bread"]
-
-
-# The command.
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with the kit's tokenizer; replay needs no weights."""
-    directory = tmp_path_factory.mktemp("kit-model")
-    chat().save_pretrained(directory)
-    (directory / "config.json").write_text("{}")
-    return directory
-
-
-@functools.cache
-def real() -> GuardRuntime:
-    """The packaged detector under a policy whose threshold every step that it reads reaches."""
-    policy = Policy(name="low", threshold=0.0)
-    return GuardRuntime.build(policy, Detector.load(), chat().backend_tokenizer, "kit", chat().eos_token_id)
-
-
-@pytest.fixture
-def spool(tmp_path: Path, model: Path) -> Path:
-    """Two traces that the packaged detector decided, a probe and a torn line."""
-    made = [live(CALM + CUE + CALM, run=real(), guard_id="a"), live([], run=real(), guard_id="b")]
-    made.append(made[0].model_copy(deep=True, update={"guard_id": "p"}))
-    made[2].receipt.policy = "probe"
-    directory = tmp_path / "spool"
-    for trace in made:
-        Spool(directory).append(trace.model_copy(update={"model": str(model)}))
-    with next(directory.iterdir()).open("ab") as out:
-        out.write(b'{"guard_id": "torn\n')
-    return directory
-
-
-@pytest.fixture
-def low(tmp_path: Path) -> Path:
-    path = tmp_path / "low.yaml"
-    path.write_text("name: low\nthreshold: 0.0\n")
-    return path
-
-
-def invoke(*args: object) -> Result:
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "160"})
-
-
-def refused(*args: object) -> str:
-    result = invoke(*args)
-    assert isinstance(result.exception, UserError), result.output
-    return str(result.exception)
-
-
-def rows(output: str) -> list[list[str]]:
-    """The cells of every table row."""
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
-
-
-def share(k: int, n: int) -> list[str]:
-    rate = Rate.of(k, n)
-    return [f"{rate.rate:.3f} [{rate.lo:.3f}, {rate.hi:.3f}]", str(n)]
-
-
-def test_the_command_finds_equal_traces_equal(spool: Path, low: Path, tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "report.json"
-    result = invoke("--traces", spool, "--policy", low, "--json", out, "--thresholds", "1, 0.0")
-    assert result.exit_code == 0, result.output
-    head = result.stdout.splitlines()[:3]
-    assert head == [
-        f"Policy low {real().policy.hash}, {real().detector.version}, threshold 0.",
-        "3 traces, 1 skipped (probe 1); 1 malformed lines, 0 superseded.",
-        "Same policy and detector: 2 of 2 traces came out as recorded.",
-    ]
-    assert rows(result.stdout) == [
-        ["0", "0.500 [0.095, 0.905]", "2", "7.0 [7.0, 7.0], n 1", "1000.0 [1000.0, 1000.0], n 2"],
-        ["1", "0.000 [0.000, 0.658]", "2", "", "0.0 [0.0, 0.0], n 2"],
-    ]
-    written = json.loads(out.read_text())
-    assert written["read"] == {"files": 1, "traces": 3, "malformed": 1, "superseded": 0}
-    assert (written["exact"]["traces"], written["skipped"]) == (2, {"probe": 1})
-    assert [row["threshold"] for row in written["sweep"]] == [0.0, 1.0]
-
-
-def test_the_command_fails_on_a_difference_and_names_it(spool: Path, low: Path, tmp_path: Path) -> None:
-    trace = read_traces(spool)[0][0]
-    trace.receipt.interventions[0].trigger_id = "[red]x\x1b[2J"
-    Spool(spool).append(trace)
-    out = tmp_path / "report.json"
-    result = invoke("--traces", spool, "--policy", low, "--json", out)
-    assert result.exit_code == 1
-    assert "Same policy and detector: 1 of 2 traces came out as recorded.\n" in result.stdout
-    (now,) = {i.trigger_id for i in Replayer(real(), reader()).exact(trace).receipt.interventions[:1]}
-    assert rows(result.stdout) == [["a", "interventions[0].trigger_id", "[red]x[2J", now]]
-    assert "1 differences" in result.stdout
-    assert "\x1b" not in result.stdout
-    assert json.loads(out.read_text())["exact"]["differing"] == ["a"]
-
-
-def test_the_command_says_what_another_policy_flags(spool: Path, tmp_path: Path, model: Path) -> None:
-    policy = tmp_path / "high.yaml"
-    policy.write_text("threshold: 1.0\n")
-    trace = read_traces(spool)[0][0]
-    Spool(spool).append(trace.model_copy(update={"guard_id": "c", "request": "Ho\x1bw [b]so[/b]?", "model": "gone"}))
-    result = invoke("--traces", spool, "--policy", policy, "--model", model)
-    assert result.exit_code == 0, result.output
-    assert "Same policy" not in result.stdout
-    assert rows(result.stdout) == [
-        ["a", "car", "", "step 0, token 7"],
-        ["c", "How [b]so[/b]?", "", "step 0, token 7"],
-        ["now", *share(0, 3)],
-        ["as recorded", *share(2, 3)],
-        ["both", *share(0, 3)],
-        ["only now", *share(0, 3)],
-        ["only as recorded", *share(2, 3)],
-    ]
-
-
-def test_the_table_of_traces_is_bounded_and_starts_with_what_changed(tmp_path: Path, model: Path, low: Path) -> None:
-    directory = tmp_path / "many"
-    policy = Policy(name="high", threshold=1.0)
-    high = dataclasses.replace(real(), policy=policy, threshold=1.0)
-    cued = live(CALM, run=dataclasses.replace(real(), policy=ONE))
-    calm = live(CALM, run=high)
-    for i in range(50):
-        Spool(directory).append(cued.model_copy(update={"guard_id": f"same{i}", "model": str(model)}))
-    Spool(directory).append(calm.model_copy(update={"guard_id": "new\u202e", "model": str(model)}))
-    result = invoke("--traces", directory, "--policy", low)
-    table = rows(result.stdout)
-    assert table[0] == ["new", "car", "step 0, token 7", ""]
-    assert table[1] == ["same0", "car", "step 0, token 7", "step 0, token 7"]
-    assert [row[0] for row in table[50:]] == ["now", "as recorded", "both", "only now", "only as recorded"]
-    assert "50 of 51; --json writes them all" in result.stdout
-
-
-@pytest.mark.parametrize("text", ["", "0.5,", "x", "1.1", "-0.1", "nan", "0.5;0.7"])
-def test_bad_thresholds(spool: Path, text: str) -> None:
-    wanted = "wanted numbers within 0 and 1, separated by commas: 0.5,0.7,0.9."
-    assert refused("--traces", spool, f"--thresholds={text}") == f"--thresholds; got {text}; {wanted}"
-
-
-def test_what_cannot_be_replayed_is_a_sentence(spool: Path, model: Path, low: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert refused("--traces", empty) == f"{empty} holds no traces; got 0 files, 0 malformed lines."
-    fix = "Point --traces at the directory that `serve` writes."
-    assert refused("--traces", tmp_path / "no") == f"Trace directory {tmp_path / 'no'} does not exist. {fix}"
-    wanted = "wanted a directory with config.json and tokenizer.json, a hub name, or `demo`"
-    assert refused("--traces", spool, "--model", empty) == f"Model {empty} holds no config.json; {wanted}."
-    (empty / "file").write_text("")
-    target = empty / "file" / "report.json"
-    said = refused("--traces", spool, "--policy", low, "--json", target)
-    assert said == f"Report {target} cannot be written; got File exists."
-
-
-def test_only_skipped_traces_are_no_success(spool: Path, tmp_path: Path) -> None:
-    traces = read_traces(spool)[0]
-    for trace in traces[:2]:
-        Spool(spool).append(trace.model_copy(update={"tokenizer_hash": "0" * 12}))
-    wanted = f"wanted clean traces of the tokenizer {real().tokenizer_hash}."
-    assert refused("--traces", spool) == (
-        f"No trace in {spool} can be replayed; got another tokenizer 2, probe 1; {wanted}"
-    )
-    gone = tmp_path / "gone"
-    Spool(gone).append(traces[0].model_copy(update={"model": "no\x1b/where"}))
-    assert refused("--traces", gone) == (
-        "The model that wrote the traces is not here; got no/where. Give its directory with --model."
-    )
-
-
-def test_a_tokenizer_that_cannot_be_read_is_a_sentence(
-    spool: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(model, damaged)
-    (damaged / "tokenizer_config.json").write_text("{")
-    said = refused("--traces", spool, "--model", damaged)
-    assert said.startswith(f"The tokenizer of {damaged} cannot be loaded; got ")
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert refused("--traces", spool) == (
-        "replay reads chat templates with transformers. Install the extra `cpu` or `gpu`."
-    )
