@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from guard.engine.v1 import GuardV1
     from guard.traces import Trace
 
-# The machine may be busy: slowness is no failure.
-settings.register_profile("reasonguard", deadline=None)
+# The machine may be busy: slowness is no failure. Where `CI` is set hypothesis runs the same cases every time,
+# elsewhere a failure prints what runs it again.
+settings.register_profile("reasonguard", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("reasonguard")
 
 

@@ -70,6 +70,8 @@ def reasoning_words() -> list[list[str]]:
     chains = [start + comply]
     chains += [[_spell(" " + t.text)[-1], *refuse] for t in POOL]
     chains.append([_spell(" " + NEUTRAL.text)[-1], *comply])
+    # A prompt that does not open the reasoning and ends with this id has the model open it.
+    chains.append(["<|endoftext|>", "<think>"])
     return chains
 
 

@@ -17,7 +17,7 @@ class Feature:
     sidecar: Verdict
     note: str
     test: str
-    """Name of a test in `tests/guard`; empty where none exists."""
+    """Name of the test in `tests/guard` that shows it."""
 
 
 _ON: Verdict = "enforced"
@@ -27,17 +27,20 @@ _OFF: Verdict = "not enforced"
 
 FEATURES: tuple[Feature, ...] = (
     Feature("greedy and sampled (temperature, top-p, top-k, min-p, seed)", _ON, _ON, "the forced logit is 1e9",
-            "test_sampling_parameters_change_nothing"),
-    Feature("frequency, presence, repetition penalties", _ON, _ON, "they act before the guard",
-            "test_sampling_parameters_change_nothing"),
+            "test_sampled_and_penalised_rows_are_forced_as_well"),
+    Feature("frequency, presence, repetition penalties", _ON, _ON,
+            "runner V1 applies them after the guard: a repetition penalty outside 0.01 to 100 is refused per request",
+            "test_sampled_and_penalised_rows_are_forced_as_well"),
     Feature("logit_bias", _ON, _REQUEST, "it acts before the guard",
             "test_a_bias_against_a_triggers_tokens_is_outvoted"),
     Feature("bad_words, allowed_token_ids", _REQUEST, _REQUEST, "they could forbid a trigger's tokens",
             "test_what_could_take_a_forced_token_away_is_refused"),
     Feature("thinking_token_budget", _REQUEST, _REQUEST, "it acts after the guard and wins",
             "test_what_could_take_a_forced_token_away_is_refused"),
-    Feature("min_tokens", _ON, _REQUEST, "the guard's own end of a request wins over it",
-            "test_sampling_parameters_change_nothing"),
+    Feature("min_tokens", _REQUEST, _REQUEST, "it forbids the token that ends a request",
+            "test_what_could_take_a_forced_token_away_is_refused"),
+    Feature("ignore_eos", _OFF, _REQUEST, "triggers are forced; where the guard ends a request, vLLM goes on",
+            "test_an_end_that_is_ignored_is_not_obeyed"),
     Feature("logprobs", _ON, _ON, "a forced token shows the model's own value",
             "test_a_forced_token_shows_the_models_own_logprob"),
     Feature("stop strings", _ON, _ON, "one inside a trigger ends the request there; the receipt says so",
@@ -46,19 +49,23 @@ FEATURES: tuple[Feature, ...] = (
             "test_max_tokens_inside_a_trigger_leaks_nothing"),
     Feature("n > 1", _ON, _REQUEST, "every child is corrected; they share one guard id, so one trace",
             "test_children_of_one_request_are_all_corrected"),
-    Feature("batches that grow, shrink, swap", _ON, _ON, "", "test_sixteen_mixed_rows"),
-    Feature("prefix caching, chunked prefill", _ON, _ON, "", "test_a_prefix_from_the_cache_changes_nothing"),
+    Feature("batches that grow, shrink, swap", _ON, _ON, "",
+            "test_rows_that_join_and_leave_a_running_batch_are_corrected"),
+    Feature("prefix caching", _ON, _ON, "", "test_a_prefix_from_the_cache_changes_nothing"),
+    Feature("chunked prefill", _ON, _ON, "", "test_a_prompt_prefilled_in_chunks_changes_nothing"),
     Feature("preemption and resumption", _ON, _ON, "state is rebuilt from tokens",
             "test_rows_preempted_again_and_again_are_corrected"),
     Feature("structured outputs", _OFF, _REQUEST, "what the grammar forbids is not forced; the receipt says so",
             "test_a_grammar_that_forbids_the_trigger_is_left_alone"),
     Feature("tool calls", _OFF, _REQUEST, "their arguments are an answer that no policy reads",
             "test_messages_need_a_user_and_no_tool_calls"),
-    Feature("beam search", _OFF, _REQUEST, "vLLM runs it as many one-token requests",
-            "test_dangerous_fields_are_refused_with_their_reason"),
+    Feature("beam search", _REQUEST, _REQUEST,
+            "vLLM asks token by token, with the text so far as the prompt: no step is ever seen",
+            "test_beam_search_is_refused"),
     Feature("continue_final_message", _ON, _REQUEST, "the prefix is prompt and not scored; what follows is",
             "test_an_assistant_prefix_is_continued_under_guard"),
-    Feature("LoRA requests", _ON, _REQUEST, "the guard reads tokens, whoever made them; not tested", ""),
+    Feature("LoRA requests", _ON, _ON, "the guard reads tokens, whoever made them",
+            "test_what_an_adapter_says_is_corrected_beside_the_models_own_rows"),
     Feature("speculative decoding", _START, _START, "a cue may end inside accepted drafts",
             "test_speculative_decoding_refuses_to_start"),
     Feature("asynchronous scheduling", _START, _START, "runner V1 shows placeholders when a request ends",
@@ -68,12 +75,13 @@ FEATURES: tuple[Feature, ...] = (
     Feature("tensor parallelism", _ON, _ON, "every rank decides the same; the first one writes",
             "test_two_ranks_decide_what_one_decides"),
     Feature("templates that open the reasoning, and templates that do not", _ON, _ON, "zones follow generated ids",
-            "test_generation_that_starts_in_the_answer_is_unwatched_until_reasoning_opens"),
+            "test_reasoning_that_the_model_opens_itself_is_watched"),
     Feature("a reply that never thinks", _ON, _ON, "the answer is watched where the policy's zones say so",
-            "test_a_model_that_does_not_think_is_left_alone_by_default"),
+            "test_a_reply_that_never_thinks_is_watched_where_the_policy_says_so"),
     Feature("models that mark no reasoning", _START, _START, "unless the policy watches answers",
             "test_a_model_that_marks_no_reasoning_needs_the_answer_zone"),
-    Feature("channels of several tokens (Harmony)", _START, _START, "their delimiters are no single ids", ""),
+    Feature("channels of several tokens (Harmony)", _START, _START, "their delimiters are no single ids",
+            "test_a_channel_of_several_tokens_marks_no_reasoning"),
 )  # fmt: skip
 
 
@@ -81,6 +89,5 @@ def markdown() -> str:
     """The table of docs/engines.md."""
     lines = ["| feature | in the engine | through `serve` | note | test |", "|---|---|---|---|---|"]
     for row in FEATURES:
-        test = f"`{row.test}`" if row.test else "none yet"
-        lines.append(f"| {row.name} | {row.engine} | {row.sidecar} | {row.note} | {test} |")
+        lines.append(f"| {row.name} | {row.engine} | {row.sidecar} | {row.note} | `{row.test}` |")
     return "\n".join(lines) + "\n"

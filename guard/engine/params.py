@@ -28,10 +28,20 @@ class RequestArgs(BaseModel):
     """Only honoured where the engine was started with `allow_off` (in-process evaluation arms)."""
 
 
-#: Parameters that could take a forced token away, and why. Everything else acts before the guard and cannot.
+#: Parameters that could take a forced token away, or that hide steps from the guard, and why.
 REFUSED: dict[str, tuple[Callable[[SamplingParams], bool], str]] = {
     "bad_words": (lambda p: bool(p.bad_words), "it can forbid the tokens of a trigger"),
     "allowed_token_ids": (lambda p: p.allowed_token_ids is not None, "it can forbid the tokens of a trigger"),
+    "min_tokens": (lambda p: p.min_tokens > 0, "it forbids the token that ends a request"),
+    "repetition_penalty": (
+        lambda p: not 0.01 <= p.repetition_penalty <= 100,
+        "outside 0.01 to 100 it outvotes a forced token, since runner V1 applies it after the guard",
+    ),
+    "beam search": (
+        # vLLM has no mark for it: every beam is asked for one token, with its text so far as the prompt.
+        lambda p: p.max_tokens == 1 and not p.detokenize and bool(p.logprobs),
+        "it asks token by token, so that no step is ever seen",
+    ),
     "thinking_token_budget": (
         lambda p: getattr(p, "thinking_token_budget", None) is not None,
         "it acts after the guard and cuts a trigger off",

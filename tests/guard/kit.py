@@ -98,6 +98,13 @@ def encode(text: str) -> list[int]:
     return ids
 
 
+def spelled(text: str) -> list[int]:
+    """One token per byte: what no special token can come from."""
+    table = runtime().table
+    ids = {piece: i for i, piece in reversed(list(enumerate(table.bytes_of))) if len(piece) == 1}
+    return [ids[bytes([b])] for b in text.encode()]
+
+
 def monitor(policy: Policy | None = None, *, zone: Zone = "reasoning", request: str = "car") -> StepMonitor:
     """A fresh monitor; the default threshold is 0.5."""
     return StepMonitor(runtime(policy), request, zone=zone, guard_id="kit")

@@ -239,16 +239,9 @@ def test_generation_that_starts_in_the_answer_is_unwatched_until_reasoning_opens
     assert [(s.start, s.end) for s in watcher.steps] == [(9, 17)]
 
 
-def spelled(text: str) -> list[int]:
-    """One token per byte: what no special token can come from."""
-    table = kit.runtime().table
-    byte_ids = {piece: i for i, piece in reversed(list(enumerate(table.bytes_of))) if len(piece) == 1}
-    return [byte_ids[bytes([b])] for b in text.encode()]
-
-
 def test_a_delimiter_spelled_with_ordinary_tokens_changes_nothing() -> None:
     watcher = kit.monitor(BOTH)
-    feed(watcher, [*spelled(" so I am done </think> <|im_end|>\n"), *CALM, *spelled("<think>"), *CUE])
+    feed(watcher, [*kit.spelled(" so I am done </think> <|im_end|>\n"), *CALM, *kit.spelled("<think>"), *CUE])
     assert [s.zone for s in watcher.steps] == ["reasoning"] * 3
     assert watcher.steps[-1].cue
     assert watcher.forced == VICTIM.spaced[0]

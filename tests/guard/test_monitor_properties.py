@@ -1,61 +1,55 @@
-"""Invariants of the monitor over any tokens, and its independence of Python's hash seed."""
+"""Invariants of the monitor over any tokens, and its independence of Python's hash seed.
+
+With `tests/guard/engine/test_rows.py` 10,000 cases.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from guard.monitor import StepMonitor
 from guard.policy import Policy
+from guard.steps import Zone
 from tests.guard import kit
-
-CALM, CUE = kit.encode(kit.CALM), kit.encode(" " + kit.CUE)
-START, END = 3, 4
-SIZE = len(kit.runtime().table.bytes_of)
-
-TOKENS = st.lists(
-    st.one_of(
-        st.integers(-3, SIZE + 3),
-        st.sampled_from([START, END, 2, *kit.encode(".\n!"), 2**63]),
-        st.sampled_from(CALM + CUE),
-    ),
-    max_size=150,
-)
-LADDERS = st.lists(st.sampled_from(["trigger", "strong", "refuse", "stop"]), max_size=16).map(tuple)
-POLICIES = st.builds(
-    Policy, threshold=st.just(0.5), zones=st.sampled_from([("reasoning",), ("answer",), ("reasoning", "answer")]),
-    shadow=st.booleans(), ladder=LADDERS, min_step_chars=st.sampled_from([1, 6, 12]),
-    max_step_tokens=st.sampled_from([8, 20, 96]), fail_mode=st.sampled_from(["closed", "open"]),
-)  # fmt: skip
+from tests.guard.hostile import CUE, END, OBEYS, ORDINARY, POLICIES, START, TOKENS, ZONES, any_score
 
 
-def any_score(text: str) -> float | None:
-    """A pure score that takes every kind of value."""
-    return (0.9, 0.1, None, math.nan, 0.5, 7.0)[sum(text.encode()) % 6]
+@settings(max_examples=4000)
+@given(TOKENS, POLICIES, ZONES, OBEYS)
+def test_any_tokens_keep_the_invariants(
+    model: list[int], policy: Policy, zone: Zone, obeys: Callable[[int], bool]
+) -> None:
+    watcher = kit.monitor(policy, zone=zone)
+    output = kit.generate(watcher, model, any_score, obeys)
+    check_spans(watcher, output, zone)
+    check_receipt(watcher, output)
+    # A replay of the output decides the same.
+    again = kit.replay(kit.monitor(policy, zone=zone), output, any_score)
+    assert (again.steps, again.receipt) == (watcher.steps, watcher.receipt)
 
 
-@settings(max_examples=300, deadline=None)
-@given(TOKENS, POLICIES, st.sampled_from(["reasoning", "answer"]), st.lists(st.booleans(), min_size=1, max_size=9))
-def test_any_tokens_keep_the_invariants(model: list[int], policy: Policy, zone: str, obeys: list[bool]) -> None:
-    watcher = kit.monitor(policy, zone=zone)  # type: ignore[arg-type]
-    output = kit.generate(watcher, model, any_score, lambda index: obeys[index % len(obeys)])
-    receipt = watcher.receipt
-    # Every token belongs to at most one step; those of no step are delimiters, unwatched or blank.
+def check_spans(watcher: StepMonitor, output: list[int], zone: Zone) -> None:
+    """Every token belongs to at most one step; those of no step are delimiters, unwatched or blank."""
     spans = [(s.start, s.end) for s in watcher.steps]
     assert all(a < b for a, b in spans)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     free = set(range(len(output))) - {i for a, b in spans for i in range(a, b)}
-    now, table = zone, kit.runtime(policy).table
+    table, now = kit.runtime().table, zone
     for index, token in enumerate(output):
-        if now in policy.zones and index in free and token not in (START, END):
+        if now in watcher.policy.zones and index in free and token not in (START, END):
             assert table.text([token]).strip() == ""
         now = "answer" if token == END else "reasoning" if token == START else now
-    # The receipt counts what the steps say.
+
+
+def check_receipt(watcher: StepMonitor, output: list[int]) -> None:
+    """The receipt counts what the steps say, and the policy bounds what was done."""
+    receipt, policy = watcher.receipt, watcher.policy
     scored = [s for s in watcher.steps if not s.injected]
     assert (receipt.seen, receipt.scored) == (len(scored), sum(s.score is not None for s in scored))
     assert receipt.seen == receipt.scored + receipt.unscored
@@ -66,16 +60,20 @@ def test_any_tokens_keep_the_invariants(model: list[int], policy: Policy, zone: 
     assert len(set(used)) == len(used)
     for item in receipt.interventions:
         cue = watcher.steps[item.step]
+        between = output[cue.end : item.at]
         assert cue.cue
         # Nothing stands between the cue's end and the trigger but the delimiter that closed it.
-        assert (
-            item.at == cue.end
-            or output[cue.end : item.at] == [END]
-            or not table.text(output[cue.end : item.at]).strip()
-        )
-    # A replay of the output decides the same.
-    again = kit.replay(kit.monitor(policy, zone=zone), output, any_score)  # type: ignore[arg-type]
-    assert (again.steps, again.receipt) == (watcher.steps, receipt)
+        assert between in ([], [END]) or not kit.runtime().table.text(between).strip()
+
+
+@settings(max_examples=2000)
+@given(ORDINARY, POLICIES, ZONES)
+def test_no_spelling_of_a_special_token_changes_the_zone(model: list[int], policy: Policy, zone: Zone) -> None:
+    watcher = kit.replay(kit.monitor(policy, zone=zone), model, any_score)
+    assert {step.zone for step in watcher.steps} <= {zone}
+    read = kit.runtime().table.text([t for step in watcher.steps for t in model[step.start : step.end]])
+    whole = kit.runtime().table.text(model) if zone in policy.zones else ""
+    assert "".join(read.split()) == "".join(whole.split())
 
 
 HASH_SEED = """

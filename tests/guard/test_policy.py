@@ -90,3 +90,18 @@ def test_the_hash_is_a_function_of_the_settings() -> None:
     assert Policy(**OTHER).hash == Policy(**dict(reversed(OTHER.items()))).hash
     assert len(Policy().hash) == 12
     assert set(Policy().hash) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("score", "unreadable", "settings", "cue"),
+    [
+        (0.5, False, {}, True), (0.49, False, {}, False), (0.49, True, {}, True),
+        (0.49, True, {"unreadable": "flag"}, False), (0.5, True, {"unreadable": "flag"}, True),
+        (None, False, {}, True), (None, False, {"fail_mode": "open"}, False), (None, True, {"fail_mode": "open"}, True),
+        (None, True, {"fail_mode": "open", "unreadable": "flag"}, False),
+    ],
+)  # fmt: skip
+def test_what_is_a_cue(score: float | None, unreadable: bool, settings: dict[str, Any], cue: bool) -> None:
+    # The policy's own threshold is not read: a sweep asks about others, and the detector's may be in force.
+    policy = Policy(threshold=0.1, **settings)
+    assert policy.is_cue(score, threshold=0.5, unreadable=unreadable) is cue

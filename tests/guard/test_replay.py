@@ -18,6 +18,7 @@ from guard.steps import Zone
 from guard.traces import StepRecord, Trace
 from guard.triggers import POOL, STOPPING
 from tests.guard import kit
+from tests.guard.hostile import POLICIES, TOKENS
 from tests.guard.recorded import (
     BOTH,
     CALM,
@@ -36,7 +37,6 @@ from tests.guard.recorded import (
     reader,
     runtime,
 )
-from tests.guard.test_monitor_properties import POLICIES, TOKENS
 
 
 def wrote(start: int, end: int, score: float, *, cue: bool = False, zone: Zone = "reasoning") -> StepRecord:

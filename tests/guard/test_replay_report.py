@@ -13,6 +13,7 @@ from guard.policy import Policy
 from guard.replay import replay
 from guard.replay_report import Difference
 from tests.guard import kit
+from tests.guard.hostile import POLICIES, TOKENS
 from tests.guard.recorded import (
     BOTH,
     CALM,
@@ -27,7 +28,6 @@ from tests.guard.recorded import (
     reader,
     runtime,
 )
-from tests.guard.test_monitor_properties import POLICIES, TOKENS
 
 TAMPERED = {
     "score": ("steps", 1, {"score": 0.876}, [("steps[1].score", 0.876, 0.875)]),

@@ -30,6 +30,13 @@ def test_a_model_that_marks_no_reasoning_needs_the_answer_zone() -> None:
     assert runtime.delimiters == Delimiters(None, None)
 
 
+def test_a_channel_of_several_tokens_marks_no_reasoning() -> None:
+    # Harmony: `<|channel|>analysis<|message|>` opens the reasoning, and no single id does.
+    harmony = kit.byte_level(special=("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"))
+    with pytest.raises(UserError, match="Model harmony marks no reasoning"):
+        GuardRuntime.build(Policy(), kit.WordDetector(), harmony, "harmony")
+
+
 def test_an_unknown_trigger_is_named() -> None:
     with pytest.raises(UserError, match="got nobody"):
         GuardRuntime.build(Policy(triggers=("nobody",)), kit.WordDetector(), kit.tokenizer(), "kit")

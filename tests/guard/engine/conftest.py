@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from guard.engine.v1 import GuardV1
+    from tests.guard.engine.runners import Runner, V2Runner
 
 Swap = Callable[..., AbstractContextManager[EngineGuard]]
 REQUEST = "How do I break into a parked car?"
@@ -172,16 +173,48 @@ def batch(processor: GuardV1, tmp_path: Path) -> Callable[..., Batch]:
     """Makes a batch over a processor whose policy, detector and settings the test chooses."""
 
     def make(policy: Policy | None = None, detector: Detector | None = None, **config: Any) -> Batch:
-        spool = tmp_path / f"spool-{len(list(tmp_path.iterdir()))}"
-        mine = copy.copy(processor)
-        runtime = kit.runtime(policy)
-        if detector is not None:
-            runtime = dataclasses.replace(runtime, detector=detector)
-        reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.delimiters)
-        mine._rows, mine._guard = (
-            {},
-            EngineGuard(EngineSettings(spool=spool, **config), runtime, reader, "vllm-v1"),
-        )
-        return Batch(mine, spool)
+        mine, settings = copy.copy(processor), fresh_settings(tmp_path, **config)
+        mine._rows, mine._guard = {}, kit_guard(settings, "vllm-v1", policy, detector)
+        return Batch(mine, settings.spool)
 
     return make
+
+
+@pytest.fixture
+def runner(vllm_config: VllmConfig, tmp_path: Path) -> Callable[..., V2Runner]:
+    """Makes a player of runner V2 over a real adapter."""
+    from guard.engine.v2 import ENGINE, GuardV2
+    from tests.guard.engine.runners import V2Runner, fresh_states
+
+    def make(
+        policy: Policy | None = None, detector: Detector | None = None, *, seed: int = 0, **config: Any
+    ) -> V2Runner:
+        settings, states = fresh_settings(tmp_path, **config), fresh_states()
+        processor = GuardV2(vllm_config, states)
+        processor._guard = kit_guard(settings, ENGINE, policy, detector)
+        return V2Runner(processor, settings.spool, states, seed)
+
+    return make
+
+
+@pytest.fixture(params=["v1", "v2"])
+def either(request: pytest.FixtureRequest) -> Callable[..., Runner]:
+    """Makes a player of one model runner, and then of the other."""
+    from tests.guard.engine.runners import V1Runner
+
+    batch, runner = (request.getfixturevalue(name) for name in ("batch", "runner"))
+    return runner if request.param == "v2" else lambda *args, **config: V1Runner(batch(*args, **config))
+
+
+def fresh_settings(directory: Path, **config: Any) -> EngineSettings:
+    """Settings with a spool of their own."""
+    return EngineSettings(spool=directory / f"spool-{len(list(directory.iterdir()))}", **config)
+
+
+def kit_guard(settings: EngineSettings, engine: str, policy: Policy | None, detector: Detector | None) -> EngineGuard:
+    """A real guard over the kit's tokenizer."""
+    runtime = kit.runtime(policy)
+    if detector is not None:
+        runtime = dataclasses.replace(runtime, detector=detector)
+    reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.delimiters)
+    return EngineGuard(settings, runtime, reader, engine)

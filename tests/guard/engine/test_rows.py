@@ -1,56 +1,111 @@
-"""Rows as both adapters read them: what is left aside changes nothing."""
+"""Rows as both adapters read them: however an engine deals tokens out, and whatever is left aside, nothing changes."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classifiers.detector import Asked, Detector
 from guard.engine import rows
 from guard.engine.session import EngineGuard, EngineSettings, GuardedRequest
 from guard.policy import Policy
+from guard.prompt import PromptReader
 from guard.steps import Zone
 from tests.guard import kit
-from tests.guard.test_monitor_properties import POLICIES
+from tests.guard.engine.runners import Runner
+from tests.guard.hostile import CALM, CUE, END, OBEYS, POLICIES, START, TOKENS, ZONES, any_score
 
-SIZE = len(kit.runtime().table.bytes_of)
-TEXT = kit.encode(kit.CALM) + kit.encode(" " + kit.CUE) + kit.encode(" a b c d e f g")
-TOKENS = st.lists(st.one_of(st.sampled_from(TEXT), st.integers(0, SIZE + 3)), max_size=150)
-
-
-def row_of(policy: Policy, zone: Zone) -> tuple[EngineGuard, rows.Row]:
-    """A guard that scores by words and writes nothing, and a row of it."""
-    runtime = kit.runtime(policy)
-    guard = EngineGuard(EngineSettings(spool=Path("unused")), runtime, None, "replay", writes=False)  # type: ignore[arg-type]
-    watcher = kit.monitor(policy, zone=zone)
-    request = GuardedRequest(watcher, runtime.detector.request("car"), [], end_id=2, probe=False)
-    return guard, rows.Row(request, [])
+VICTIM = Policy(triggers=("victim",), ladder=("trigger",))
+T = kit.runtime(VICTIM).triggers[0].spaced
 
 
-@settings(max_examples=400, deadline=None)
-@given(TOKENS, POLICIES, st.sampled_from(["reasoning", "answer"]), st.lists(st.integers(1, 9), min_size=1))
-def test_any_split_into_engine_steps_decides_the_same(
-    model: list[int], policy: Policy, zone: Zone, sizes: list[int]
-) -> None:
-    known = kit.monitor(policy, zone=zone)
-    output = kit.generate(known, model)
-    guard, row = row_of(policy, zone)
-    start = turn = 0
-    while start < len(output):
-        size = sizes[turn % len(sizes)]
-        row.tokens += output[start : start + size]
+class AnyDetector(kit.WordDetector):
+    """Every kind of score, by the step's text."""
+
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        scores = [any_score(each.step) for each in asked]
+        return np.array([np.nan if score is None else score for score in scores], np.float32)
+
+
+def made(policy: Policy, detector: Detector) -> EngineGuard:
+    """A real guard that writes no traces."""
+    runtime = dataclasses.replace(kit.runtime(policy), detector=detector)
+    reader = PromptReader(runtime.table, runtime.delimiters, (), ())
+    return EngineGuard(EngineSettings(spool=Path("unused")), runtime, reader, "replay", writes=False)
+
+
+@functools.cache
+def scoring(policy: Policy) -> EngineGuard:
+    """One with every kind of score."""
+    return made(policy, AnyDetector())
+
+
+def opened(policy: Policy, zone: Zone, tokens: list[int]) -> rows.Row:
+    return rows.Row(scoring(policy).open([*kit.encode("car"), START if zone == "reasoning" else END], "kit"), tokens)
+
+
+def dealt(
+    policy: Policy, zone: Zone, output: list[int], sizes: list[int], preempted: int | None = None
+) -> GuardedRequest:
+    """The request after an engine dealt its output out in runs of `sizes`, over and over.
+
+    From its `preempted`-th token on it is a new row, which begins with what the old one had said.
+    """
+    guard, row = scoring(policy), opened(policy, zone, [])
+    turn = 0
+    while len(row.tokens) < len(output):
+        have = len(row.tokens)
+        row.tokens += output[have : have + sizes[turn % len(sizes)]]
+        turn += 1
         rows.read(guard, [row])
-        if row.room:
-            assert row.request.forced is None, "what is forced is asked for only where there is no room"
-        start, turn = start + size, turn + 1
+        assert not row.room or row.request.forced is None, "what is forced is asked for only where there is no room"
+        if preempted is not None and len(row.tokens) >= preempted:
+            preempted = None
+            rows.finish(guard, row)
+            row = opened(policy, zone, list(row.tokens))
     rows.finish(guard, row)
-    assert (row.request.monitor.steps, row.request.monitor.receipt) == (known.steps, known.receipt)
-    assert row.tokens == output
+    return row.request
+
+
+SIZES = st.binary(min_size=1, max_size=5).map(lambda data: [1 + byte % 40 for byte in data])
+
+
+@settings(max_examples=4000)
+@given(TOKENS, POLICIES, ZONES, OBEYS, SIZES, st.integers(0, 200))
+def test_any_split_into_engine_steps_decides_the_same(
+    model: list[int], policy: Policy, zone: Zone, obeys: Callable[[int], bool], sizes: list[int], preempted: int
+) -> None:
+    output = kit.generate(kit.monitor(policy, zone=zone), model, any_score, obeys)
+    one_by_one = dealt(policy, zone, output, [1])
+    for other in (
+        dealt(policy, zone, output, [len(output) + 1]),
+        dealt(policy, zone, output, sizes),
+        dealt(policy, zone, output, [1], preempted),
+        dealt(policy, zone, output, sizes, preempted),
+    ):
+        assert other.broken == one_by_one.broken
+        assert (other.monitor.steps, other.monitor.receipt) == (one_by_one.monitor.steps, one_by_one.monitor.receipt)
+    if not one_by_one.broken:
+        core = kit.replay(kit.monitor(policy, zone=zone), output, any_score)
+        assert one_by_one.monitor.steps == core.steps
+        assert one_by_one.monitor.receipt == core.receipt
+
+
+def worded(policy: Policy) -> tuple[EngineGuard, rows.Row]:
+    """A guard that scores by words, and a row of it that reasons."""
+    guard = made(policy, kit.WordDetector())
+    return guard, rows.Row(guard.open([START], "kit"), [])
 
 
 def test_quiet_tokens_are_left_aside_until_one_may_end_the_step() -> None:
-    guard, row = row_of(Policy(), "reasoning")
+    guard, row = worded(Policy())
     *quiet, last = kit.encode(kit.CALM)
     for token in quiet:
         row.tokens.append(token)
@@ -65,7 +120,7 @@ def test_quiet_tokens_are_left_aside_until_one_may_end_the_step() -> None:
 
 
 def test_a_full_step_is_cut_where_it_would_be_token_by_token() -> None:
-    guard, row = row_of(Policy(max_step_tokens=8), "reasoning")
+    guard, row = worded(Policy(max_step_tokens=8))
     tokens = kit.encode(" a b c d e f g") * 3
     for token in tokens:
         row.tokens.append(token)
@@ -75,9 +130,49 @@ def test_a_full_step_is_cut_where_it_would_be_token_by_token() -> None:
 
 
 def test_placeholders_at_the_end_are_no_tokens() -> None:
-    guard, row = row_of(Policy(), "reasoning")
+    guard, row = worded(Policy())
     row.tokens = [*kit.encode(kit.CALM), -1, -1]
     rows.finish(guard, row)
     assert row.tokens == kit.encode(kit.CALM)
     assert row.request.monitor.receipt.errors == []
     assert len(row.request.monitor.steps) == 1
+
+
+class Choking(kit.WordDetector):
+    """Fails on every batch that holds a step about a car, and counts the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        self.batches.append(len(asked))
+        if any("car" in each.step for each in asked):
+            raise RuntimeError("no score")
+        return super().score_batch(asked)
+
+
+def test_requests_that_end_a_step_together_are_scored_in_one_batch(either: Callable[..., Runner]) -> None:
+    detector = Choking()
+    it = either(VICTIM, detector)
+    for name in "abc":
+        it.add(name, CUE)
+    for _ in range(len(CUE) + 1):
+        it.step()
+    assert list(it.output.values()) == [[*CUE, T[0]]] * 3
+    assert detector.batches == [3]
+
+
+def test_a_step_that_breaks_a_batch_takes_no_other_along(either: Callable[..., Runner]) -> None:
+    detector = Choking()
+    it = either(VICTIM, detector)
+    it.add("cue", CUE)
+    it.add("car", [*kit.encode("x"), *CALM])
+    for _ in range(len(CUE) + 1):
+        it.step()
+    assert [out[-1] for out in it.output.values()] == [T[0], T[0]], "unscored is a cue under fail mode closed"
+    assert sorted(detector.batches) == [1, 1, 2]
+    it.close()
+    cue, car = it.traces()["cue"], it.traces()["car"]
+    assert (cue.receipt.unscored, cue.receipt.errors, cue.steps[0].score) == (0, [], 0.875)
+    assert (car.receipt.unscored, car.receipt.errors) == (1, ["detector: RuntimeError: no score"])

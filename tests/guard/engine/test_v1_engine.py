@@ -119,7 +119,7 @@ def test_sixteen_mixed_rows(engine: Engine, script: Script) -> None:
         (REQUEST, {"logit_bias": dict.fromkeys(only_triggers(engine, script), -100.0)}),
     ]
     rows += [(REQUEST, {"temperature": 1.0, "max_tokens": 50}), (OTHERS[1], {"temperature": 1.0, "max_tokens": 120})]
-    rows += [(REQUEST, {"min_tokens": 70})]
+    rows += [(REQUEST, {"top_k": 2, "temperature": 0.5, "max_tokens": 60})]
     assert len(rows) == 16
     # Early rows end first, so that later ones move into their places.
     replies = engine.run(rows)
@@ -146,26 +146,6 @@ def only_triggers(engine: Engine, script: Script) -> set[int]:
     """Ids that triggers are made of and the script is not."""
     triggers = engine.processor._guard._runtime.triggers
     return {i for trigger in triggers for i in trigger.spaced} - {*script.comply, *script.refusal}
-
-
-def test_sampled_rows_are_forced_as_well(engine: Engine, script: Script, swap: Swap) -> None:
-    # Sampling at temperature 1 makes the tiny model babble; a threshold of 0 makes every step a cue.
-    policy = Policy(threshold=0.0, max_step_tokens=8, ladder=("trigger",) * 3, zones=("reasoning", "answer"))
-    with swap(policy=policy):
-        replies = engine.run([(REQUEST, {"temperature": 1.0, "max_tokens": 150}) for _ in range(12)])
-        completed = 0
-        for reply in replies:
-            assert reply.trace is not None
-            assert reply.trace.output_ids == reply.ids
-            receipt = reply.trace.receipt
-            assert receipt.enforcement_failed == 0
-            for item in receipt.interventions:
-                trigger = trigger_of(engine, item.trigger_id)
-                got = tuple(reply.ids[item.at : item.at + item.forced])
-                assert any(got == ids[: item.forced] for ids in (trigger.spaced, trigger.plain, trigger.opening))
-                completed += item.completed
-            check_replay(engine, reply.trace)
-        assert completed >= 12  # babble ends by chance, but not every row at once
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4])

@@ -217,3 +217,22 @@ def test_other_arguments_are_none_of_ours() -> None:
 
 def test_forcing_changes_the_most_likely_token(batch: Make) -> None:
     assert batch(ONE).processor.is_argmax_invariant() is False
+
+
+def test_a_masked_id_is_not_forced_and_the_receipt_says_so(batch: Make) -> None:
+    it, row = batch(ONE), [*CUE, T[0]]
+    it.update(added={0: ({"guard_id": "x"}, row)})
+    assert it.forced(masked={0: [T[1]]}) == {}
+    assert it.forced() == {}  # given up, not put off
+    row.extend(CALM)
+    it.update(removed=(0,))
+    receipt = it.traces()["x"].receipt
+    assert (receipt.enforcement_failed, receipt.injected_tokens) == (1, 1)
+    assert receipt.errors == ["a grammar or mask forbids the next trigger token"]
+    assert [(i.forced, i.completed) for i in receipt.interventions] == [(1, False)]
+
+
+def test_a_mask_does_not_save_a_request_that_must_end(batch: Make) -> None:
+    it = batch(ONE)
+    it.update(added={0: ({"guard_id": "x"}, [*CALM, -1])})
+    assert it.forced(masked={0: [EOS]}) == {0: EOS}

@@ -1,0 +1,87 @@
+"""What needs an engine started otherwise: LoRA adapters, and prompts prefilled in chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Engine, Reply
+from tests.guard.engine.conftest import REQUEST, Script
+from tests.guard.engine.lora import build_detour
+from tests.guard.engine.test_v1_engine import check_corrected, check_replay, trigger_of
+
+CHUNK = 32
+LONG = REQUEST + " Please answer at length." * 8
+
+
+@pytest.fixture(scope="module")
+def second(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine that takes LoRA adapters and at most 32 tokens a step, without a prefix cache."""
+    from vllm import LLM
+
+    from guard.engine.adapter import engine_arguments
+
+    spool = tmp_path_factory.mktemp("second-spool")
+    llm = LLM(
+        str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=4, block_size=32,
+        enable_prefix_caching=False, num_gpu_blocks_override=64, disable_log_stats=True, enable_lora=True, max_loras=1,
+        max_lora_rank=8, max_num_batched_tokens=CHUNK,
+        **engine_arguments({"spool": str(spool), "allow_off": True}),
+    )  # fmt: skip
+    return Engine(llm, spool)
+
+
+def test_a_prompt_prefilled_in_chunks_changes_nothing(engine: Engine, second: Engine, script: Script) -> None:
+    prompt, params = second.prompt(LONG), second.sampling()
+    inner = second.llm.llm_engine
+    inner.add_request("long", {"prompt_token_ids": prompt}, params)
+    steps, outputs = 0, []
+    while inner.has_unfinished_requests():
+        outputs += inner.step()
+        steps += not outputs
+    assert steps + 1 == -(-len(prompt) // CHUNK) > 2, "steps that end without a token"
+    trace = second.traces()[params.extra_args["guard_id"]]
+    reply = Reply(list(outputs[-1].outputs[0].token_ids), outputs[-1].outputs[0].finish_reason, trace)
+    check_corrected(second, script, reply)
+    (whole,) = engine.run([(LONG, {})])
+    assert whole.trace is not None
+    assert (reply.ids, trace.steps) == (whole.ids, whole.trace.steps)
+    assert trace.receipt.interventions == whole.trace.receipt.interventions
+
+
+def test_a_long_prompt_among_running_rows_changes_nothing(second: Engine, script: Script) -> None:
+    replies = second.run([(REQUEST, {}), (LONG, {}), (REQUEST, {"extra_args": {"guard_off": True}}), (LONG, {})])
+    for index in (0, 1, 3):
+        check_corrected(second, script, replies[index])
+    assert replies[2] == Reply(script.comply, "stop", None)
+
+
+def test_what_an_adapter_says_is_corrected_beside_the_models_own_rows(
+    second: Engine, script: Script, tiny_model: Path, tmp_path: Path
+) -> None:
+    from vllm.lora.request import LoRARequest
+
+    # The adapter plans first and shows its cue later; it would then plan and agree for ever.
+    first, later = script.opening[-1], script.plan[-1]
+    adapter = build_detour(tiny_model, tmp_path / "detour", {first: script.cue[-1], later: first})
+    lora = LoRARequest("detour", 1, str(adapter))
+    off = {"extra_args": {"guard_off": True}}
+    sampling = [second.sampling(**row) for row in ({}, {}, off, off)]
+    outputs = second.llm.generate(
+        [{"prompt_token_ids": second.prompt(REQUEST)}] * 4, sampling, use_tqdm=False,
+        lora_request=[lora, None, lora, None],
+    )  # fmt: skip
+    said = [list(output.outputs[0].token_ids) for output in outputs]
+    traces = second.traces()
+    agrees = [*script.cue, *script.plan]
+    assert said[2] == [*script.opening, *script.plan, *agrees * 9][:80]
+    assert said[3] == script.comply
+    own, plain = (traces[params.extra_args["guard_id"]] for params in sampling[:2])
+    check_corrected(second, script, Reply(said[1], "stop", plain))
+    (item,) = own.receipt.interventions
+    trigger = trigger_of(second, item.trigger_id)
+    assert item.at == script.at + len(script.plan)
+    assert said[0] == [*script.opening, *script.plan, *script.cue, *trigger.spaced, *script.refusal]
+    assert (own.output_ids, own.receipt.clean) == (said[0], True)
+    check_replay(second, own)
