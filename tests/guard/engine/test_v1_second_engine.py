@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import Engine, Reply
 from tests.guard.engine.conftest import REQUEST, Script
-from tests.guard.engine.lora import build_detour
 from tests.guard.engine.test_v1_engine import check_corrected, check_replay, trigger_of
+from tests.guard.lora import build_detour
 
 CHUNK = 32
 LONG = REQUEST + " Please answer at length." * 8
@@ -62,10 +62,7 @@ def test_what_an_adapter_says_is_corrected_beside_the_models_own_rows(
 ) -> None:
     from vllm.lora.request import LoRARequest
 
-    # The adapter plans first and shows its cue later; it would then plan and agree for ever.
-    first, later = script.opening[-1], script.plan[-1]
-    adapter = build_detour(tiny_model, tmp_path / "detour", {first: script.cue[-1], later: first})
-    lora = LoRARequest("detour", 1, str(adapter))
+    lora = LoRARequest("detour", 1, str(build_detour(tiny_model, tmp_path / "detour")))
     off = {"extra_args": {"guard_off": True}}
     sampling = [second.sampling(**row) for row in ({}, {}, off, off)]
     outputs = second.llm.generate(

@@ -20,7 +20,7 @@ from guard.engine.v2 import ENGINE, GuardV2
 from guard.policy import Policy
 from tests.guard import kit
 from tests.guard.engine.conftest import EOS
-from tests.guard.engine.runners import SLOTS, V2Runner, fresh_states
+from tests.guard.engine.runners import SLOTS, VOCAB, V2Runner, fresh_states
 
 ONE = Policy(triggers=("victim",))
 (VICTIM,) = kit.runtime(ONE).triggers
@@ -190,6 +190,25 @@ def test_nothing_waits_while_the_batch_is_unchanged(runner: Make, monkeypatch: p
     for _ in range(5):
         it.step()
     assert it.output["x"] == CALM[:6]
+
+
+def test_what_the_runner_warms_itself_up_with_does_no_harm(runner: Make) -> None:
+    # vLLM 0.33 takes all slots with requests that have no prompt, and runs the sampler over them.
+    it = runner(ONE)
+    for buffer in (it.states.all_token_ids.gpu, it.states.total_len.gpu):
+        buffer.zero_()
+    for slot in range(SLOTS):
+        it.processor.add_request(slot, SamplingParams.for_sampler_warmup())
+        it.slot_of[f"warm{slot}"], it.script[f"warm{slot}"] = slot, []
+    it.processor.apply_staged_writes()
+    names = list(it.slot_of)
+    logits = torch.randn(SLOTS, VOCAB)
+    assert torch.equal(it.processor.apply(logits.clone(), it._context(names, [(name, 0) for name in names])), logits)
+    it.slot_of.clear()
+    it.add("x", [*CUE, *CALM])
+    for _ in range(len(CUE) + len(T)):
+        it.step()
+    assert it.output["x"] == [*CUE, *T]
 
 
 NO_SHRINK = [Phase.explicit, Phase.generate]

@@ -75,7 +75,14 @@ def test_engine_and_model_share_a_process_unless_several_workers_are_asked_for(
     assert ("--distributed-executor-backend" in command(tmp_path, *args).argv) is one
 
 
-@pytest.mark.parametrize("name", REFUSED_ARGS)
+#: Whatever else is refused, these are: what the docs promise.
+ALWAYS = {
+    "--speculative-config", "-sc", "--logits-processors", "--logits-processor-pattern", "--additional-config",
+    "--pipeline-parallel-size", "-pp", "--enable-batch-sharded-sampling", "--config", "--host", "--api-key",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED_ARGS, *ALWAYS}))
 def test_what_the_guard_cannot_enforce_under_is_refused_with_the_reason(name: str) -> None:
     wanted = f"vLLM argument {name} cannot be used under the guard: {REFUSED_ARGS[name]}; got {name}."
     with pytest.raises(UserError) as caught:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from tests import tiny
 
 _LAYER = "base_model.model.model.layers.1.mlp"
 
 
-def build_detour(model: Path, target: Path, detours: dict[int, int]) -> Path:
-    """Writes an adapter under which the model goes on after id `a` as it does after id `b`, for `detours` {a: b}.
+def build_detour(model: Path, target: Path) -> Path:
+    """Writes an adapter under which the model plans first and shows its cue later; it then plans and agrees for ever.
 
+    After the last word of its opening it goes on as after its cue's, after the last of its plan as after the opening's.
     The tiny model's MLPs are zero, so the adapter alone decides what they add: each detour has its share of the
-    neurons, which fire on the embedding of `a` and add three times that of `b`.
+    neurons, which fire on the embedding of the one word and add three times that of the other.
     """
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    opening, cue, plan = (tokenizer.encode(" " + text).ids[-1] for text in (tiny.OPENING, tiny.CUE, tiny.PLAN[-1]))
+    detours = {opening: cue, plan: opening}
     rank = len(detours)
     embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
     neurons = json.loads((model / "config.json").read_text())["intermediate_size"]
