@@ -62,7 +62,7 @@ class Delivered:
         """Whether the trace holds every delivered token."""
         if self.tokens is None:
             return True
-        written = len(trace.output_ids)
+        written = trace.output_tokens
         return written >= self.tokens if self.cut_at_text else written == self.tokens
 
 
@@ -135,7 +135,7 @@ def _left_alone(receipt: Receipt) -> str | None:
 def _problem(trace: Trace, delivered: Delivered, policy: Policy) -> str | None:
     receipt = trace.receipt
     if not delivered.covered_by(trace):
-        return f"its trace holds {len(trace.output_ids)} tokens, the response {delivered.tokens}"
+        return f"its trace holds {trace.output_tokens} tokens, the response {delivered.tokens}"
     if receipt.policy_hash != policy.hash:
         return f"the engine applied policy {receipt.policy_hash}, not {policy.hash}"
     if receipt.errors:
