@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import UserError
-from guard.traces import Intervention, ReadReport, Receipt, Spool, StepRecord, Trace, read_traces, summary
+from guard.traces import Intervention, Lengths, ReadReport, Receipt, Spool, StepRecord, Trace, read_traces, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,3 +208,24 @@ def test_summary_row() -> None:
     assert summary(make()) == {
         "guard_id": "a", "request": "How?", "tokens": 3, "steps": 1, "cues": 1, "interventions": 1, "clean": True,
     }  # fmt: skip
+
+
+def test_what_a_trace_keeps() -> None:
+    errors = ["detector: ValueError: got 'sesame'", "engine appended 17 where 34 was forced", "observe: KeyError: 5"]
+    trace = make(request="sesame", errors=errors)
+    assert trace.keeping("full") is trace
+    ids, none = trace.keeping("ids"), trace.keeping("none")
+    kinds = ["detector: ValueError", "engine appended # where # was forced", "observe: KeyError"]
+    receipt = trace.receipt.model_copy(update={"errors": kinds})
+    assert ids == trace.model_copy(update={"log_content": "ids", "request": "", "receipt": receipt})
+    bare = {"log_content": "none", "prompt_ids": [], "output_ids": [], "lengths": Lengths(prompt=2, output=3)}
+    assert none == ids.model_copy(update=bare)
+    assert "sesame" not in ids.model_dump_json()
+    assert trace.request == "sesame"
+    for kept in (trace, ids, none):
+        assert (kept.prompt_tokens, kept.output_tokens) == (2, 3)
+        assert kept.keeping("none") == none
+        assert Trace.model_validate_json(kept.model_dump_json()) == kept
+    assert none.keeping("full") is none
+    assert ids.keeping("full") is ids
+    assert summary(none) == summary(trace) | {"request": "", "clean": False}
