@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 from guard.errors import UserError
@@ -25,7 +26,8 @@ LONGEST = 30.0
 """Seconds between two tries of a store that is down, at most."""
 BATCH_LINES = 16
 """Smaller than by hand: a batch holds the interpreter for some milliseconds."""
-_STOP_SECONDS = 5.0
+_DRAIN_SECONDS = 3.0
+_STOP_SECONDS = 8.0
 
 
 class Feeder:
@@ -62,8 +64,9 @@ class Feeder:
         while not self._stop.wait(wait):
             wait = self._turn(wait)
         if self.problem is None:
-            # What the last responses have left: the rest waits in the spool for the next start.
-            while self._turn(0.0) == PAUSE and self.problem is None:
+            # What the last responses have left; a long backlog waits in the spool for the next start.
+            end = time.monotonic() + _DRAIN_SECONDS
+            while time.monotonic() < end and self._turn(0.0) == PAUSE:
                 pass
 
     def _turn(self, waited: float) -> float:

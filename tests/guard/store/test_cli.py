@@ -79,11 +79,11 @@ def test_content_alone_is_pruned(tmp_path: Path, spool: Path) -> None:
         (["ls", "HERE", "--store", "sqlite:///x.db"], "Say where the traces are; wanted either a trace directory"),
         (["show", "HERE"], "Say where the traces are; wanted either a trace directory or --store URL."),
         (["show", "a", "b", "c"], "traces show; got a b c; wanted a directory and an id."),
-        (["ls", "--store", "sqlite:///HERE/none.db"], "HERE/none.db does not exist. `serve` and `traces ingest` make it."),
+        (["ls", "--store", "sqlite:///HERE/none.db"], "HERE/none.db does not exist. `serve` and `traces"),
         (["ls", "--store", "postgresql://u:s3cret@127.0.0.1:1/x"], "The store failed; got "),
         (["ls", "--store", "sqlite:///HERE/broken.db"], "The store failed; got file is not a database."),
         (["ingest", "HERE/none", "--store", "sqlite:///HERE/x.db"], "Trace directory HERE/none does not exist."),
-        (["export", "--store", "sqlite:///HERE/good.db", "--out", "HERE/broken.db/x"], "cannot be written; got Not a direc"),
+        (["export", "--store", "sqlite:///HERE/good.db", "--out", "HERE/broken.db/x"], "cannot be written; got Not"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence(tmp_path: Path, arguments: list[str], wanted: str) -> None:
