@@ -29,7 +29,7 @@ from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
 from guard.steps import find_delimiters
-from guard.store.store import DEFAULT_NAME
+from guard.store.store import beside
 from guard.traces import Spool
 
 _SHUTDOWN_SECONDS = 5
@@ -95,7 +95,7 @@ def prepare(settings: ServeSettings) -> Prepared:
         allow_seed=has_gpu(),
         keep_special=_is_special(model),
     )
-    feeder = Feeder(traces, settings.store or f"sqlite:///{traces / DEFAULT_NAME}", sidecar.metrics)
+    feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     return Prepared(engine, sidecar, model, feeder)
 
@@ -106,7 +106,7 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
             parts = prepare(settings)
-        with _running(parts.engine), parts.feeder:
+        with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
 

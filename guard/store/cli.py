@@ -130,7 +130,8 @@ def prune(
 
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 

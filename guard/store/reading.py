@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select, tuple_
 
 from guard.store.store import Store
 from guard.store.tables import spool_files, traces
@@ -82,7 +82,10 @@ def pages(store: Store, query: Select[Any]) -> Iterator[list[Row[Any]]]:
     query = query.add_columns(traces.c.created, traces.c.guard_id).order_by(traces.c.created, traces.c.guard_id)
     page: list[Row[Any]] = []
     while True:
-        after = query.where(key > tuple_(page[-1].created, page[-1].guard_id)) if page else query
+        after = query
+        if page:
+            last = literal(page[-1].created), literal(page[-1].guard_id, traces.c.guard_id.type)
+            after = query.where(key > tuple_(*last))
         with store.reading() as connection:
             page = list(connection.execute(after.limit(PAGE)).all())
         if not page:

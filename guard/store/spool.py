@@ -19,6 +19,7 @@ from guard.traces import Trace
 #: A line longer than this (bytes) is damage: it is passed over in pieces instead of held in memory.
 MAX_LINE = 256 * 1024 * 1024
 _PIECE = 1024 * 1024
+_HASHED = 64 * 1024
 _DAY = 86_400.0
 _DATED = re.compile(r"spool-(\d{8})-")
 
@@ -30,7 +31,7 @@ class Line:
     at: int
     end: int
     text: bytes
-    """Without its line feed; empty where the line was too long."""
+    """Without its line feed; only the beginning where the line was too long."""
     trace: Trace | None
     """None: the line is damaged."""
 
@@ -41,8 +42,8 @@ class Line:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of its text."""
-        return hashlib.sha256(self.text).hexdigest()
+        """SHA-256 of its beginning, the guard id included."""
+        return hashlib.sha256(self.text[:_HASHED]).hexdigest()
 
 
 def files(directory: Path) -> list[Path]:
@@ -68,7 +69,7 @@ def lines(source: BinaryIO, offset: int) -> Iterator[Line]:
         if not text.endswith(b"\n"):
             if len(text) < MAX_LINE or (end := _pass_over(source, end)) < 0:
                 return
-            text = b""
+            text = text[:_HASHED]
         yield Line(offset, end, text.removesuffix(b"\n"), _trace(text))
         offset = end
 
@@ -84,7 +85,7 @@ def identity(source: BinaryIO) -> str | None:
 def holds(source: BinaryIO, at: int, end: int, wanted: str) -> bool:
     """Whether the file has the line with that hash there."""
     source.seek(at)
-    return hashlib.sha256(source.read(max(0, end - at - 1))).hexdigest() == wanted
+    return hashlib.sha256(source.read(min(_HASHED, end - at - 1))).hexdigest() == wanted
 
 
 def is_read(source: BinaryIO, offset: int) -> bool:

@@ -19,7 +19,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from guard.errors import UserError
 from guard.store.tables import VERSION_TABLE
 
-DEFAULT_NAME = "store.db"
 WANTED = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITES = "reasonguard_writes"
@@ -110,6 +109,11 @@ class Store:
         )  # fmt: skip
 
 
+def beside(traces: Path) -> str:
+    """The URL of the store that `serve` keeps in a traces directory by default."""
+    return URL.create("sqlite", database=str(traces / "store.db")).render_as_string()
+
+
 def reason(error: Exception) -> str:
     """Why a database failed, in one line and without its statement."""
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -119,7 +123,7 @@ def reason(error: Exception) -> str:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         # The URL itself stays out of the sentence: it may hold a password.
         raise UserError("The store's URL cannot be read", wanted=WANTED) from error
     name = parsed.drivername

@@ -97,6 +97,16 @@ def test_a_file_that_was_moved_or_copied_is_known_again(store: Store, tmp_path: 
     assert len(dump(store)["spool_files"]) == 1
 
 
+def test_a_copy_of_a_files_beginning_takes_nothing_away(store: Store, tmp_path: Path) -> None:
+    items = [variant(f"g{i}") for i in range(9)]
+    write(tmp_path / "copy", items[:3])
+    for count in (6, 9):
+        write(tmp_path / "whole", items[:count])
+        for place in ("whole", "copy", "whole"):
+            Ingester(store, tmp_path / place).run()
+    assert documents(store) == {trace.guard_id: trace for trace in items}
+
+
 def test_a_file_that_was_cut_and_written_anew_is_read_from_its_start(store: Store, tmp_path: Path) -> None:
     path = write(tmp_path, [variant("a"), variant("b"), b"torn\n"])
     ingester = Ingester(store, tmp_path)
@@ -139,12 +149,16 @@ def test_a_line_too_long_is_passed_over_once_it_has_ended(
 ) -> None:
     monkeypatch.setattr(spool_module, "MAX_LINE", 2000)
     monkeypatch.setattr(spool_module, "_PIECE", 300)
+    monkeypatch.setattr(spool_module, "_HASHED", 1000)
     path = write(tmp_path, [variant("a"), b"x" * 7000])
     ingester = Ingester(store, tmp_path)
     assert ingester.run() == Fed(lines=1, traces=1)
     with path.open("ab") as out:
-        out.write(b"\n" + spooled([variant("b")]))
-    assert ingester.run() == Fed(lines=2, traces=1, malformed=1)
+        out.write(b"\n")
+    assert ingester.run() == Fed(lines=1, malformed=1)
+    with path.open("ab") as out:
+        out.write(spooled([variant("b")]))
+    assert ingester.run() == Fed(lines=1, traces=1)
     assert sorted(documents(store)) == ["a", "b"]
 
 
@@ -181,6 +195,7 @@ MOVES = st.lists(
 def test_any_order_and_repetition_gives_the_same_tables(
     store: Store, tmp_path: Path, files: list[tuple[Any, bytes]], moves: list[Any], order: list[int]
 ) -> None:
+    files = [(_unique(items, index), tail) for index, (items, tail) in enumerate(files)]
     whole = [spooled(items) + tail for items, tail in files]
     # Every file under its own directory, so that any may be taken first; and all in one, for `read_traces`.
     for place in ("merged", "0", "1", "2"):
@@ -211,6 +226,12 @@ def test_any_order_and_repetition_gives_the_same_tables(
     torn = sum(bool(tail) for (items, tail) in files)
     without = sum(_damaged(items) for items, _ in files if not any(isinstance(i, Trace) for i in items))
     assert sum(row["malformed"] for row in mixed["spool_files"]) == report.malformed - torn - without
+
+
+def _unique(items: list[Trace | bytes], index: int) -> list[Trace | bytes]:
+    """No two files begin with the same trace, unless one is a copy."""
+    first = next((i for i, item in enumerate(items) if isinstance(item, Trace)), None)
+    return items if first is None else [*items[:first], variant(f"first-{index}"), *items[first:]]
 
 
 def _clear(store: Store) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guard.store.ingest import Ingester
+from guard.store.reading import count
 from guard.store.store import Store
 from guard.traces import Spool
 from tests.guard.store.kit import dump, variant, write
@@ -75,7 +76,7 @@ def test_killed_again_and_again_while_the_spool_grows(new_url: Callable[[], str]
 
     def append() -> None:
         spool = Spool(directory)
-        while not stop.wait(0.001):
+        while not stop.wait(0.003):
             # Every third request was preempted and is written again.
             number = len(appended)
             appended.append(number)
@@ -83,21 +84,21 @@ def test_killed_again_and_again_while_the_spool_grows(new_url: Callable[[], str]
 
     writer = threading.Thread(target=append)
     writer.start()
-    reached = []
+    reached = [0]
     store = Store.open(url, migrate=True)
-    for _ in range(4):
+    for _ in range(2):
         processes = [feeder(directory, url) for _ in range(2)]
         assert {said(process) for process in processes} == {"ready"}
-        time.sleep(rng.uniform(0.02, 0.1))
+        while count(store) <= reached[-1]:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.05))
         for process in processes:
             kill(process)
-        reached.append(len(dump(store)["traces"]))
+        reached.append(count(store))
     stop.set()
     writer.join()
     total = len({n - 2 if n % 3 == 2 else n for n in appended})
-    # Each of them had got on, and none to the end.
-    assert sorted(set(reached)) == reached
-    assert reached[0] > 0
+    # None of them had come to the end.
     assert reached[-1] < total
     Ingester(store, directory).run()
     whole = Store.open(new_url(), migrate=True)

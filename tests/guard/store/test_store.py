@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from guard.store import reviews
 from guard.store import store as store_module
 from guard.store.ingest import Ingester
 from guard.store.reading import find
-from guard.store.store import Store, reason
+from guard.store.store import Store, beside, reason
 from guard.store.tables import VERSION_TABLE, metadata
 from tests.guard.store.kit import documents, variant, write
 
@@ -158,15 +159,16 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_sqlite_store_is_its_owners_and_survives_its_writer(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "100%.db"
-    store = Store.open(f"sqlite:///{path}", migrate=True)
-    with sqlite3.connect(path) as connection:
+    path = tmp_path / "100%20 ?" / "store.db"
+    url = beside(path.parent)
+    store = Store.open(url, migrate=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert {p.stat().st_mode & 0o777 for p in path.parent.iterdir()} == {0o600}
     store.close()
     path.write_bytes(b"no database at all, but longer than a header would be " * 40)
     with pytest.raises(Exception, match="file is not a database"):
-        Store.open(f"sqlite:///{path}")
+        Store.open(url)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/store.db cannot be opened; got"):
         Store.open(f"sqlite:///{tmp_path}/file/store.db", migrate=True)
