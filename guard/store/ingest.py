@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from guard.store.rows import Version, intervention_rows, step_rows, trace_row
-from guard.store.spool import Line, files, holds, identity, is_read, lines, sizes
+from guard.store.spool import Line, holds, identity, is_read, lines, sizes
 from guard.store.store import Store
 from guard.store.tables import interventions, spool_files, steps, traces
 from guard.traces import Trace
@@ -66,13 +66,12 @@ class Ingester:
 
     def step(self) -> Fed | None:
         """Takes one batch, of the first file that has news; None when there is nothing new."""
-        for path in files(self.directory):
+        for path, size in sizes(self.directory).items():
+            seen = self._seen.get(path)
+            if seen is not None and seen.size == size:
+                continue
             try:
                 with path.open("rb") as source:
-                    size = source.seek(0, 2)
-                    seen = self._seen.get(path)
-                    if seen is not None and seen.size == size:
-                        continue
                     fed = self._take(path, source, size)
             except FileNotFoundError:
                 continue

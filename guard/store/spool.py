@@ -52,10 +52,10 @@ def files(directory: Path) -> list[Path]:
 
 
 def sizes(directory: Path) -> dict[Path, int]:
-    """Bytes of each file of the spool."""
+    """Bytes of each file of the spool, the oldest first."""
     found = {}
     for path in files(directory):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             found[path] = path.stat().st_size
     return found
 
