@@ -104,6 +104,8 @@ class Lengths(BaseModel):
 
     prompt: int
     output: int
+    replaced: int
+    """Of the cues that triggers took the place of."""
 
 
 class Trace(BaseModel):
@@ -141,6 +143,17 @@ class Trace(BaseModel):
         """How many tokens were generated, kept or not."""
         return self.lengths.output if self.lengths else len(self.output_ids)
 
+    @property
+    def replaced_tokens(self) -> int:
+        """How many tokens triggers took the place of, kept or not."""
+        return self.lengths.replaced if self.lengths else sum(len(i.cue_ids) for i in self.receipt.interventions)
+
+    @property
+    def cues(self) -> int:
+        """How many there were, those that are no step any more because a trigger took their place included."""
+        replaced = sum(each.mode == "substitute" for each in self.receipt.interventions)
+        return sum(step.cue for step in self.steps) + replaced
+
     def keeping(self, content: LogContent) -> Trace:
         """A copy that holds no more than `content`; what was left out before does not come back.
 
@@ -151,7 +164,8 @@ class Trace(BaseModel):
         receipt = self.receipt.model_copy(update={"errors": [_kind(error) for error in self.receipt.errors]})
         update: dict[str, Any] = {"log_content": content, "request": "", "receipt": receipt}
         if content == "none":
-            lengths = Lengths(prompt=len(self.prompt_ids), output=len(self.output_ids))
+            receipt.interventions = [i.model_copy(update={"cue_ids": []}) for i in receipt.interventions]
+            lengths = Lengths(prompt=self.prompt_tokens, output=self.output_tokens, replaced=self.replaced_tokens)
             update |= {"prompt_ids": [], "output_ids": [], "lengths": lengths}
         return self.model_copy(update=update)
 
@@ -241,7 +255,7 @@ def summary(trace: Trace) -> dict[str, Any]:
         "request": trace.request,
         "tokens": trace.output_tokens,
         "steps": trace.receipt.seen,
-        "cues": sum(step.cue for step in trace.steps),
+        "cues": trace.cues,
         "interventions": len(trace.receipt.interventions),
         "clean": trace.receipt.clean,
     }

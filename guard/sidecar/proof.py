@@ -99,8 +99,6 @@ def prove(
     receipt = trace.receipt
     problem = _problem(trace, delivered, policy)
     reason = problem or _left_alone(receipt)
-    replaced = sum(len(each.cue_ids) for each in receipt.interventions)
-    cues = sum(step.cue for step in trace.steps) + sum(bool(each.cue_ids) for each in receipt.interventions)
     attached = Attached(
         guard_id=guard_id,
         guarded=reason is None,
@@ -110,9 +108,9 @@ def prove(
         unscored=receipt.unscored,
         unreadable=receipt.unreadable,
         interventions=len(receipt.interventions),
-        unanswered=cues - len(receipt.interventions),
+        unanswered=trace.cues - len(receipt.interventions),
         injected_tokens=receipt.injected_tokens,
-        replaced_tokens=replaced,
+        replaced_tokens=trace.replaced_tokens,
         mode=mode,
         fallback=fallback,
         policy=receipt.policy,

@@ -29,7 +29,7 @@ _STEP = pa.struct(
 _INTERVENTION = pa.struct(
     {
         "step": pa.int64(), "at": pa.int64(), "trigger_id": pa.string(), "rung": pa.string(), "mode": pa.string(),
-        "score": pa.float64(), "forced": pa.int64(), "completed": pa.bool_(),
+        "cue_ids": pa.list_(pa.int64()), "score": pa.float64(), "forced": pa.int64(), "completed": pa.bool_(),
     }
 )  # fmt: skip
 _REVIEW = pa.struct(
@@ -45,8 +45,8 @@ SCHEMA = pa.schema(
         "output_tokens": pa.int64(), "policy": pa.string(), "policy_hash": pa.string(), "detector": pa.string(),
         "engine": pa.string(), "shadow": pa.bool_(), "clean": pa.bool_(), "seen": pa.int64(), "scored": pa.int64(),
         "unscored": pa.int64(), "unreadable": pa.int64(), "injected_tokens": pa.int64(),
-        "enforcement_failed": pa.int64(), "errors": pa.list_(pa.string()), "steps": pa.list_(_STEP),
-        "interventions": pa.list_(_INTERVENTION), "reviews": pa.list_(_REVIEW),
+        "replaced_tokens": pa.int64(), "enforcement_failed": pa.int64(), "errors": pa.list_(pa.string()),
+        "steps": pa.list_(_STEP), "interventions": pa.list_(_INTERVENTION), "reviews": pa.list_(_REVIEW),
     }
 )  # fmt: skip
 """Times are Unix seconds, token places are indices of `output_ids`, scores are probabilities."""
@@ -84,6 +84,7 @@ def _rows(store: Store, page: list[Trace]) -> list[dict[str, Any]]:
             **trace.receipt.model_dump(),
             "prompt_tokens": trace.prompt_tokens,
             "output_tokens": trace.output_tokens,
+            "replaced_tokens": trace.replaced_tokens,
             "clean": trace.receipt.clean,
             "reviews": said.get(trace.guard_id, []),
         }

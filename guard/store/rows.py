@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import Table
 
 from guard.store.tables import interventions, steps, traces
@@ -33,11 +32,7 @@ def trace_row(version: Version) -> dict[str, Any]:
         **_columns(trace, traces),
         "file": version.file,
         "at": version.at,
-        "prompt_tokens": trace.prompt_tokens,
-        "output_tokens": trace.output_tokens,
         "probe": trace.guard_id.startswith(PROBE_ID),
-        "clean": receipt.clean,
-        "cues": sum(step.cue for step in trace.steps),
         "interventions": len(receipt.interventions),
         "document": version.text,
     }
@@ -57,6 +52,6 @@ def _listed(guard_id: str, parts: list[Any], table: Table) -> list[dict[str, Any
     return [{"guard_id": guard_id, "index": index, **_columns(part, table)} for index, part in enumerate(parts)]
 
 
-def _columns(model: BaseModel, table: Table) -> dict[str, Any]:
-    """The fields that the table has a column for."""
-    return {name: getattr(model, name) for name in type(model).model_fields if name in table.c}
+def _columns(part: object, table: Table) -> dict[str, Any]:
+    """What the table has a column for."""
+    return {column.name: getattr(part, column.name) for column in table.c if hasattr(part, column.name)}

@@ -111,6 +111,7 @@ traces = Table(
     _count("cues"),
     _count("interventions"),
     _count("injected_tokens"),
+    _count("replaced_tokens"),
     _count("enforcement_failed"),
     Column("document", Text, nullable=False),
     Index("ix_traces_created", "created"),

@@ -33,7 +33,8 @@ def test_every_column_of_a_trace(store: Store, tmp_path: Path) -> None:
         "tokenizer_hash": "0" * 12, "log_content": "full", "prompt_tokens": 2, "output_tokens": 3,
         "policy": "default", "policy_hash": "f" * 12, "detector": "d", "engine": "vllm-v1", "shadow": False,
         "probe": False, "clean": False, "seen": 1, "scored": 1, "unscored": 1, "unreadable": 0, "cues": 1,
-        "interventions": 1, "injected_tokens": 1, "enforcement_failed": 0, "document": trace.model_dump_json(),
+        "interventions": 1, "injected_tokens": 1, "replaced_tokens": 0, "enforcement_failed": 0,
+        "document": trace.model_dump_json(),
     }]  # fmt: skip
     assert tables["steps"] == [
         {

@@ -87,7 +87,7 @@ def test_a_parquet_file_holds_what_the_store_holds(store: Store, tmp_path: Path)
             {"step": None, "label": "missed", "reviewer": "bob?", "created": 6.0, "note": "n\0te"},
         ])  # fmt: skip
         wanted = {**trace.receipt.model_dump(), **trace.model_dump(exclude={"receipt", "lengths", "schema_version"})}
-        extra = {"prompt_tokens": 2, "output_tokens": 4, "clean": True}
+        extra = {"prompt_tokens": 2, "output_tokens": 4, "replaced_tokens": 0, "clean": True}
         assert row == wanted | extra
     assert export(store, out, Filter(since=102)) == 50
 

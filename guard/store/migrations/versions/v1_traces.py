@@ -24,6 +24,7 @@ def upgrade() -> None:
         *(sa.Column(name, sa.Boolean, nullable=False) for name in ("shadow", "probe", "clean")),
         *(sa.Column(name, sa.Integer, nullable=False) for name in ("seen", "scored", "unscored", "unreadable")),
         *(sa.Column(name, sa.Integer, nullable=False) for name in ("cues", "interventions", "injected_tokens")),
+        sa.Column("replaced_tokens", sa.Integer, nullable=False),
         sa.Column("enforcement_failed", sa.Integer, nullable=False),
         sa.Column("document", sa.Text, nullable=False),
     )
