@@ -33,6 +33,10 @@ def serve(
     policy: Annotated[Path | None, typer.Option(help="Policy file (YAML); by default the built-in policy.")] = None,
     detector: Annotated[Path | None, typer.Option(help="Detector directory; by default the packaged one.")] = None,
     traces: Annotated[Path, typer.Option(help="Directory for traces and the engine's log.")] = Path("runs/traces"),
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="SQLite or Postgres that traces go to; by default SQLite beside them."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
@@ -48,7 +52,7 @@ def serve(
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, tuple(vllm_args or ())))
+    run(ServeSettings(model, traces, policy, detector, host, port, store, tuple(vllm_args or ())))
 
 
 @app.command()

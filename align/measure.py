@@ -174,7 +174,7 @@ def _arm(bench: Workbench, outcome: Outcome) -> TranscriptArm:
         for step in outcome.trace.steps:
             if step.cue or step.injected:
                 text = bench.runtime.table.text(outcome.trace.output_ids[step.start : step.end]).strip()
-                at = outcome.reply.reasoning.find(text)
+                at = outcome.reply.reasoning.find(text) if text else -1
                 if at >= 0:
                     spans.append(Span(start=at, end=at + len(text), kind="trigger" if step.injected else "cue"))
     return TranscriptArm(reasoning=outcome.reply.reasoning, answer=outcome.reply.answer, spans=spans)

@@ -35,6 +35,7 @@ from classifiers.judge import Judge
 from guard.engine.hardware import on_gpu
 from guard.errors import UserError
 from guard.policy import load_policy
+from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
 from guard.traces import Trace, read_traces
 
@@ -149,9 +150,12 @@ def collect(bench: Workbench, traces: Path) -> list[Trace]:
     """Traces of this model's tokenizer from a directory, the rest counted by reason."""
     found, report = read_traces(traces)
     mine = [t for t in found if t.tokenizer_hash == bench.runtime.tokenizer_hash]
-    usable = [t for t in mine if t.receipt.clean and t.receipt.policy != "probe"]
+    reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.delimiters)
+    kept = [reader.restored(t) for t in mine if t.log_content != "none"]
+    usable = [t for t in kept if t.receipt.clean and t.receipt.policy != "probe"]
     summary = report.model_dump() | {
-        "other_tokenizer": len(found) - len(mine), "not_clean_or_probe": len(mine) - len(usable), "usable": len(usable),
+        "other_tokenizer": len(found) - len(mine), "no_ids_kept": len(mine) - len(kept),
+        "not_clean_or_probe": len(kept) - len(usable), "usable": len(usable),
         "with_intervention": sum(bool(t.receipt.interventions) for t in usable),
     }  # fmt: skip
     (bench.out / "collected.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")

@@ -39,8 +39,15 @@ class Reviewed:
 
 
 def from_spool(directory: Path, model: str | None) -> list[Reviewed]:
-    """The reasonings of a trace directory, injected triggers left out. UserError when they cannot be decoded."""
-    traces, _ = read_traces(directory)
+    """The reasonings of a trace directory, injected triggers left out. UserError when they cannot be decoded, or when
+    the policy kept no requests."""
+    all_of_them, _ = read_traces(directory)
+    traces = [trace for trace in all_of_them if trace.log_content == "full"]
+    if all_of_them and not traces:
+        raise UserError(
+            f"No trace in {directory} holds its request", got="log_content: " + all_of_them[0].log_content,
+            wanted="traces of a policy with `log_content: full`",
+        )  # fmt: skip
     found = []
     for trace in traces:
         decode = decoder(trace, model)

@@ -1,4 +1,4 @@
-"""Commands on what the guard wrote: `traces ls`, `traces show`."""
+"""Commands on what the guard wrote: `traces ls`, `traces show`, and those of `guard.store.cli`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.errors import UserError
+from guard.store.cli import MaybeStoreUrl, export, ingest, opened, prune
 from guard.traces import StepRecord, Trace, read_traces, summary
 
 if TYPE_CHECKING:
@@ -22,32 +23,71 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read what the guard wrote.")
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `serve` writes traces to.")]
 Decoder = Callable[[list[int]], str]
 
 
 @app.command()
 def ls(
-    directory: Directory,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The directory that `serve` writes traces to.")
+    ] = None,
+    store: MaybeStoreUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
 ) -> None:
-    """List guarded requests, the newest last.
+    """List guarded requests, the newest last: of a trace directory, or of a store.
 
-    Example: cli.py traces ls runs/traces --limit 20
+    Examples:
+
+    cli.py traces ls runs/traces --limit 20
+
+    cli.py traces ls --store postgresql://guard@db/traces
     """
-    traces, report = read_traces(directory)
-    shown = sorted(traces, key=lambda t: t.created)[-limit:]
+    shown, said = _newest(_where(directory, store), limit)
     if as_json:
         for trace in shown:
             typer.echo(json.dumps({"created": trace.created, **summary(trace)}))
     else:
         Console().print(_table(shown))
-    typer.echo(
-        f"{report.traces} traces in {report.files} files; {report.malformed} malformed lines skipped, "
-        f"{report.superseded} superseded.",
-        err=True,
-    )
+    typer.echo(said, err=True)
+
+
+def _newest(where: Path | str, limit: int) -> tuple[list[Trace], str]:
+    """The newest traces, and how reading them went."""
+    if isinstance(where, Path):
+        traces, report = read_traces(where)
+        return sorted(traces, key=lambda t: t.created)[-limit:], (
+            f"{report.traces} traces in {report.files} files; {report.malformed} malformed lines skipped, "
+            f"{report.superseded} superseded."
+        )
+    with opened(where) as store:
+        from guard.store import reading
+
+        files, malformed = reading.damage(store)
+        said = f"{reading.count(store)} traces from {files} files; {malformed} malformed lines skipped."
+        return reading.newest(store, limit), said
+
+
+def _find(where: Path | str, guard_id: str) -> Trace:
+    if isinstance(where, Path):
+        traces, _ = read_traces(where)
+        trace = next((t for t in traces if t.guard_id == guard_id), None)
+    else:
+        with opened(where) as store:
+            from guard.store import reading
+
+            trace = reading.find(store, guard_id)
+    if trace is None:
+        place = where if isinstance(where, Path) else "the store"
+        raise UserError(f"No trace {guard_id} in {place}", fix="`traces ls` lists what there is")
+    return trace
+
+
+def _where(directory: Path | None, store: str | None) -> Path | str:
+    """The directory, or the store's URL."""
+    if (directory is None) == (store is None):
+        raise UserError("Say where the traces are", wanted="either a trace directory or --store URL")
+    return directory or str(store)
 
 
 def _table(traces: list[Trace]) -> Table:
@@ -64,7 +104,7 @@ def _table(traces: list[Trace]) -> Table:
         table.add_row(
             harmless(trace.guard_id),
             written,
-            harmless(trace.request, 60),
+            _request(trace, 60),
             *(str(row[key]) for key in ("tokens", "steps", "cues", "interventions")),
             "yes" if row["clean"] else Text("no", style="bold red"),
         )
@@ -73,8 +113,15 @@ def _table(traces: list[Trace]) -> Table:
 
 @app.command()
 def show(
-    directory: Directory,
-    guard_id: Annotated[str, typer.Argument(help="From `traces ls` or a response's x-reasonguard-id header.")],
+    place: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[DIR] ID",
+            help="The directory that `serve` writes traces to (none with --store), and an id from `traces ls` or a "
+            "response's x-reasonguard-id header.",
+        ),
+    ],
+    store: MaybeStoreUrl = None,
     model: Annotated[
         str | None, typer.Option(help="Model to decode the tokens with; by default the one in the trace.")
     ] = None,
@@ -83,14 +130,14 @@ def show(
 
     Example: cli.py traces show runs/traces 4f0c... --model demo
     """
-    traces, _ = read_traces(directory)
-    trace = next((t for t in traces if t.guard_id == guard_id), None)
-    if trace is None:
-        raise UserError(f"No trace {guard_id} in {directory}", fix="`traces ls` lists what there is")
+    *directories, guard_id = place
+    if len(directories) > 1:
+        raise UserError("traces show", got=" ".join(place), wanted="a directory and an id")
+    trace = _find(_where(Path(directories[0]) if directories else None, store), guard_id)
     decode = decoder(trace, model)
     console = Console()
     receipt = trace.receipt
-    console.print(Text("request: ", style="bold"), harmless(trace.request, 2000))
+    console.print(Text("request: ", style="bold"), _request(trace, 2000))
     console.print(
         Text(f"policy {receipt.policy} {receipt.policy_hash}, detector {receipt.detector}, engine {receipt.engine}"),
         Text(f"seen {receipt.seen}, scored {receipt.scored}, unscored {receipt.unscored}, "
@@ -113,7 +160,13 @@ def _steps(trace: Trace, decode: Decoder | None) -> Table:
     return table
 
 
+def _request(trace: Trace, limit: int) -> Text:
+    return harmless(trace.request, limit) if trace.log_content == "full" else Text("(not kept)", style="dim")
+
+
 def _text(trace: Trace, step: StepRecord, decode: Decoder | None) -> Text:
+    if trace.log_content == "none":
+        return Text("(not kept)", style="dim")
     if decode is None:
         return Text("(give --model to read it)", style="dim")
     return harmless(decode(trace.output_ids[step.start : step.end]))
@@ -142,3 +195,8 @@ def harmless(text: str, limit: int = 400) -> Text:
     flat = " ".join(text.split())
     kept = "".join(c for c in flat if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
     return Text(kept if len(kept) <= limit else kept[: limit - 1] + "…")
+
+
+app.command()(ingest)
+app.command()(export)
+app.command()(prune)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guard.errors import UserError
 from guard.steps import StepLimits, Zone
-from guard.traces import Mode, Rung
+from guard.traces import LogContent, Mode, Rung
 
 MAX_HELD_TOKENS = 64
 
@@ -48,6 +48,9 @@ class Policy(BaseModel):
     fail_mode: Literal["closed", "open"] = "closed"
     """What an error inside the guard means: `closed` treats the step as a cue and ends a broken request, `open` lets
     it pass and flags the receipt."""
+    log_content: LogContent = "full"
+    """What traces keep of a request, from the moment they are written: `ids` leaves the request's text out (token ids
+    stay, from which a holder of the tokenizer can read it), `none` the ids as well: receipts and counts remain."""
 
     @property
     def hash(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guard.steps import Delimiters, TokenTable, Zone
+from guard.traces import Trace
 
 _SENTINEL = "zqxsentinelxqz"
 _MAX_REQUEST_TOKENS = 2048
@@ -63,6 +64,12 @@ class PromptReader:
         end = _find(ids, self.closer, begin)
         body = ids[begin : end if end >= 0 else len(ids)]
         return self.table.text(body[-_MAX_REQUEST_TOKENS:]).strip()
+
+    def restored(self, trace: Trace) -> Trace:
+        """The trace with its request, which is read from the prompt where `log_content: ids` kept no text."""
+        if trace.log_content != "ids":
+            return trace
+        return trace.model_copy(update={"request": self.request(trace.prompt_ids)})
 
     def zone(self, prompt: Sequence[int]) -> Zone:
         """`reasoning` when the prompt ends inside an open reasoning block after the last user turn, else `answer`.

@@ -123,6 +123,8 @@ def skip_reason(trace: Trace, runtime: GuardRuntime) -> str | None:
     receipt = trace.receipt
     if receipt.policy == PROBE:
         return "probe"
+    if trace.log_content == "none":
+        return "no token ids kept"
     if trace.tokenizer_hash != runtime.tokenizer_hash:
         return "another tokenizer"
     if receipt.enforcement_failed:

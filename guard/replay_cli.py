@@ -52,7 +52,7 @@ def replay(
     if not found:
         raise UserError(f"{traces} holds no traces", got=f"{read.files} files, {read.malformed} malformed lines")
     runtime, reader = _prepare(settings, detector, model or _recorded_model(found))
-    report = _run(found, runtime, reader, values)
+    report = _run([reader.restored(trace) for trace in found], runtime, reader, values)
     if sum(report.skipped.values()) == len(found):
         raise UserError(
             f"No trace in {traces} can be replayed", got=_counts(report.skipped),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ SCHEMA_VERSION = 1
 Mode = Literal["inject", "substitute"]
 Rung = Literal["trigger", "strong", "refuse", "stop"]
 """How hard an intervention is."""
+LogContent = Literal["full", "ids", "none"]
+"""What is kept of a request's content: text and token ids, token ids alone, or neither."""
 
 
 @dataclass(slots=True)
@@ -94,6 +97,17 @@ class Receipt(BaseModel):
         return not (self.unscored or self.enforcement_failed or self.errors)
 
 
+class Lengths(BaseModel):
+    """How many ids a trace had before they were left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    output: int
+    replaced: int
+    """Of the cues that triggers took the place of."""
+
+
 class Trace(BaseModel):
     """The full record of one guarded request."""
 
@@ -104,12 +118,64 @@ class Trace(BaseModel):
     created: float
     """Unix time in seconds."""
     model: str
+    weights: str = ""
+    """`guard.weights.weights_hash` of the model when the request ended; empty in traces from before it was kept."""
     tokenizer_hash: str
     request: str
+    tenant: str = ""
+    """On whose behalf the request came, as far as whoever serves knows tenants; pairs have quotas per tenant."""
     prompt_ids: list[int]
     output_ids: list[int]
+    log_content: LogContent = "full"
+    """What was kept: but for `full` the request is empty, and for `none` so are the ids."""
+    lengths: Lengths | None = None
+    """How many ids there were; only where they were left out."""
     steps: list[StepRecord]
     receipt: Receipt
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt had, kept or not."""
+        return self.lengths.prompt if self.lengths else len(self.prompt_ids)
+
+    @property
+    def output_tokens(self) -> int:
+        """How many tokens were generated, kept or not."""
+        return self.lengths.output if self.lengths else len(self.output_ids)
+
+    @property
+    def replaced_tokens(self) -> int:
+        """How many tokens triggers took the place of, kept or not."""
+        return self.lengths.replaced if self.lengths else sum(len(i.cue_ids) for i in self.receipt.interventions)
+
+    @property
+    def cues(self) -> int:
+        """How many there were, those that are no step any more because a trigger took their place included."""
+        replaced = sum(each.mode == "substitute" for each in self.receipt.interventions)
+        return sum(step.cue for step in self.steps) + replaced
+
+    def keeping(self, content: LogContent) -> Trace:
+        """A copy that holds no more than `content`; what was left out before does not come back.
+
+        Steps, interventions and every count stay. Errors keep their kind: the message of an exception can quote text.
+        """
+        if _DEGREES.index(content) <= _DEGREES.index(self.log_content):
+            return self
+        receipt = self.receipt.model_copy(update={"errors": [_kind(error) for error in self.receipt.errors]})
+        update: dict[str, Any] = {"log_content": content, "request": "", "receipt": receipt}
+        if content == "none":
+            receipt.interventions = [i.model_copy(update={"cue_ids": []}) for i in receipt.interventions]
+            lengths = Lengths(prompt=self.prompt_tokens, output=self.output_tokens, replaced=self.replaced_tokens)
+            update |= {"prompt_ids": [], "output_ids": [], "lengths": lengths}
+        return self.model_copy(update=update)
+
+
+_DEGREES: tuple[LogContent, ...] = ("full", "ids", "none")
+
+
+def _kind(error: str) -> str:
+    """`detector: ValueError: ...` without its message, and any number (it may be a token id) as `#`."""
+    return re.sub(r"\d+", "#", ": ".join(error.split(": ")[:2]))
 
 
 class Spool:
@@ -187,9 +253,9 @@ def summary(trace: Trace) -> dict[str, Any]:
     return {
         "guard_id": trace.guard_id,
         "request": trace.request,
-        "tokens": len(trace.output_ids),
+        "tokens": trace.output_tokens,
         "steps": trace.receipt.seen,
-        "cues": sum(step.cue for step in trace.steps),
+        "cues": trace.cues,
         "interventions": len(trace.receipt.interventions),
         "clean": trace.receipt.clean,
     }

@@ -18,7 +18,9 @@ import pytest
 from guard.cli import harmless
 from guard.engine.launch import free_port
 from guard.policy import Policy
-from guard.traces import Intervention, Receipt, Spool, StepRecord, Trace
+from guard.store.reading import find
+from guard.store.store import Store
+from guard.traces import Intervention, Receipt, Spool, StepRecord, Trace, read_traces
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 300
@@ -229,6 +231,12 @@ def test_ctrl_c_while_serving_leaves_nothing(server: tuple[subprocess.Popen[byte
     assert f"Ready: http://127.0.0.1:{port}/v1 serves model" in said
     assert said.endswith("Stopped.\n")
     assert "Traceback" not in said
+    # What the engine wrote, up to its end, is in the store as well.
+    store = Store.open(f"sqlite:///{out.parent}/traces/store.db")
+    written, _ = read_traces(out.parent / "traces")
+    assert written
+    assert [find(store, trace.guard_id) for trace in written] == written
+    store.close()
 
 
 def test_an_engine_that_does_not_start_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:

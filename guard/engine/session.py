@@ -38,6 +38,8 @@ PROBE_POLICY = {
     "max_step_tokens": 1,
     "ladder": ("trigger",),
     "shadow": False,
+    # Its text is ours, and the proof reads the trigger's ids.
+    "log_content": "full",
 }
 
 
@@ -267,7 +269,7 @@ class EngineGuard:
                 receipt=item.monitor.receipt,
             )
             if self._spool is not None:
-                self._spool.append(trace)
+                self._spool.append(trace.keeping(item.monitor.policy.log_content))
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             log.error("trace %s was not written: %s", guard_id, error)
 

@@ -117,7 +117,7 @@ class HeldExchange:
         delivered = Delivered(len(self._output.output))
         trace = self._trace()
         try:
-            await run_in_threadpool(self.sidecar.spool.append, trace)
+            await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
         except OSError:
             return prove(self.guard_id, None, delivered, self.sidecar.policy, mode="substitute")
         return prove(self.guard_id, trace, delivered, self.sidecar.policy, mode="substitute")

@@ -35,6 +35,11 @@ class Metrics:
         )
         self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=on)
         self.in_flight = Gauge("reasonguard_requests_in_flight", "Requests without a receipt yet.", registry=on)
+        self.store_up = Gauge("reasonguard_store_up", "1 while the store takes what the spool holds.", registry=on)
+        self.store_behind = Gauge("reasonguard_store_behind_bytes", "Spool that is not in the store yet.", registry=on)
+        self.store_traces = Counter("reasonguard_store_traces", "Traces written to the store.", registry=on)
+        self.store_malformed = Counter("reasonguard_store_malformed_lines", "Lines the store left out.", registry=on)
+        self.store_failures = Counter("reasonguard_store_failures", "Failed tries to feed the store.", registry=on)
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def count(self, attached: Attached, *, broken: bool) -> None:

@@ -62,7 +62,7 @@ class Delivered:
         """Whether the trace holds every delivered token."""
         if self.tokens is None:
             return True
-        written = len(trace.output_ids)
+        written = trace.output_tokens
         return written >= self.tokens if self.cut_at_text else written == self.tokens
 
 
@@ -99,8 +99,6 @@ def prove(
     receipt = trace.receipt
     problem = _problem(trace, delivered, policy)
     reason = problem or _left_alone(receipt)
-    replaced = sum(len(each.cue_ids) for each in receipt.interventions)
-    cues = sum(step.cue for step in trace.steps) + sum(bool(each.cue_ids) for each in receipt.interventions)
     attached = Attached(
         guard_id=guard_id,
         guarded=reason is None,
@@ -110,9 +108,9 @@ def prove(
         unscored=receipt.unscored,
         unreadable=receipt.unreadable,
         interventions=len(receipt.interventions),
-        unanswered=cues - len(receipt.interventions),
+        unanswered=trace.cues - len(receipt.interventions),
         injected_tokens=receipt.injected_tokens,
-        replaced_tokens=replaced,
+        replaced_tokens=trace.replaced_tokens,
         mode=mode,
         fallback=fallback,
         policy=receipt.policy,
@@ -135,7 +133,7 @@ def _left_alone(receipt: Receipt) -> str | None:
 def _problem(trace: Trace, delivered: Delivered, policy: Policy) -> str | None:
     receipt = trace.receipt
     if not delivered.covered_by(trace):
-        return f"its trace holds {len(trace.output_ids)} tokens, the response {delivered.tokens}"
+        return f"its trace holds {trace.output_tokens} tokens, the response {delivered.tokens}"
     if receipt.policy_hash != policy.hash:
         return f"the engine applied policy {receipt.policy_hash}, not {policy.hash}"
     if receipt.errors:

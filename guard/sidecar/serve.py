@@ -23,11 +23,13 @@ from guard.policy import load_policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.app import create_app
 from guard.sidecar.context import Sidecar, build_sidecar
+from guard.sidecar.feeder import Feeder
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
 from guard.steps import find_delimiters
+from guard.store.store import beside
 from guard.traces import Spool
 
 _SHUTDOWN_SECONDS = 5
@@ -43,6 +45,8 @@ class ServeSettings:
     detector: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    store: str | None = None
+    """URL of the database that the spool feeds; None: SQLite in the traces directory."""
     vllm_args: tuple[str, ...] = ()
 
 
@@ -53,6 +57,7 @@ class Prepared:
     engine: Engine
     sidecar: Sidecar
     model: ServedModel
+    feeder: Feeder
 
 
 def prepare(settings: ServeSettings) -> Prepared:
@@ -90,7 +95,9 @@ def prepare(settings: ServeSettings) -> Prepared:
         allow_seed=has_gpu(),
         keep_special=_is_special(model),
     )
-    return Prepared(engine, sidecar, model)
+    feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
+    feeder.open()
+    return Prepared(engine, sidecar, model, feeder)
 
 
 def serve(settings: ServeSettings, console: Console | None = None) -> None:
@@ -99,7 +106,7 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
             parts = prepare(settings)
-        with _running(parts.engine):
+        with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
 
@@ -112,6 +119,8 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         policy, port = parts.sidecar.policy, listener.getsockname()[1]
         console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
+        if parts.feeder.problem is not None:
+            console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
 
     def lost() -> None:
         status.stop()

@@ -13,7 +13,7 @@ from guard.steps import StepLimits
 OTHER: dict[str, Any] = {
     "name": "strict", "version": 2, "zones": ("reasoning", "answer"), "threshold": 0.25, "shadow": True,
     "ladder": ("trigger", "stop"), "min_step_chars": 13, "max_step_tokens": 95, "triggers": ("victim",),
-    "fail_mode": "open", "unreadable": "flag",
+    "fail_mode": "open", "unreadable": "flag", "log_content": "none",
 }  # fmt: skip
 BAD = [
     ("name", "[a]"), ("version", "one"), ("version", "1.5"), ("zones", "thinking"), ("zones", "[]"),
@@ -21,7 +21,7 @@ BAD = [
     ("threshold", "1.01"), ("threshold", "-0.1"), ("threshold", ".nan"), ("threshold", "high"), ("mode", "replace"),
     ("shadow", "perhaps"), ("ladder", "[trigger, shout]"), ("ladder", "3"), ("min_step_chars", "0"),
     ("min_step_chars", "201"), ("max_step_tokens", "7"), ("max_step_tokens", "513"), ("triggers", "{a: b}"),
-    ("triggers", "[1]"), ("fail_mode", "ajar"), ("treshold", "0.5"), ("hash", "abc"),
+    ("triggers", "[1]"), ("fail_mode", "ajar"), ("log_content", "some"), ("treshold", "0.5"), ("hash", "abc"),
 ]  # fmt: skip
 
 

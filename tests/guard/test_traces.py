@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import UserError
-from guard.traces import Intervention, ReadReport, Receipt, Spool, StepRecord, Trace, read_traces, summary
+from guard.traces import Intervention, Lengths, ReadReport, Receipt, Spool, StepRecord, Trace, read_traces, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,3 +208,33 @@ def test_summary_row() -> None:
     assert summary(make()) == {
         "guard_id": "a", "request": "How?", "tokens": 3, "steps": 1, "cues": 1, "interventions": 1, "clean": True,
     }  # fmt: skip
+
+
+def test_what_a_trace_keeps() -> None:
+    errors = ["detector: ValueError: got 'sesame'", "engine appended 17 where 34 was forced", "observe: KeyError: 5"]
+    trace = make(request="sesame", errors=errors)
+    trace.receipt.interventions.append(
+        Intervention(step=1, at=1, trigger_id="victim", mode="substitute", cue_ids=[77, 78], score=0.9)
+    )
+    assert trace.keeping("full") is trace
+    ids, none = trace.keeping("ids"), trace.keeping("none")
+    kinds = ["detector: ValueError", "engine appended # where # was forced", "observe: KeyError"]
+    receipt = trace.receipt.model_copy(update={"errors": kinds})
+    assert ids == trace.model_copy(update={"log_content": "ids", "request": "", "receipt": receipt})
+    lengths = Lengths(prompt=2, output=3, replaced=2)
+    bare = {"log_content": "none", "prompt_ids": [], "output_ids": [], "lengths": lengths}
+    assert none.receipt.interventions == [
+        i.model_copy(update={"cue_ids": []}) for i in trace.receipt.interventions
+    ]  # fmt: skip
+    bare["receipt"] = receipt.model_copy(update={"interventions": none.receipt.interventions})
+    assert none == ids.model_copy(update=bare)
+    assert ids.receipt.interventions[1].cue_ids == [77, 78]
+    assert "sesame" not in ids.model_dump_json()
+    assert trace.request == "sesame"
+    for kept in (trace, ids, none):
+        assert (kept.prompt_tokens, kept.output_tokens, kept.replaced_tokens, kept.cues) == (2, 3, 2, 2)
+        assert kept.keeping("none") == none
+        assert Trace.model_validate_json(kept.model_dump_json()) == kept
+    assert none.keeping("full") is none
+    assert ids.keeping("full") is ids
+    assert summary(none) == summary(trace) | {"request": "", "clean": False}

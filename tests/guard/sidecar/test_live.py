@@ -227,6 +227,19 @@ def test_a_substituted_cue_is_neither_delivered_nor_kept_in_the_context(substitu
     assert live.metric("reasonguard_reentry_seconds_count") == 1
 
 
+def test_a_substituted_trace_keeps_what_the_policy_says(substituting: Live) -> None:
+    sidecar = substituting.parts.sidecar
+    sidecar.runtime = replace(sidecar.runtime, policy=sidecar.policy.model_copy(update={"log_content": "none"}))
+    response = substituting.http.post("/v1/chat/completions", json=HARMFUL)
+    receipt, usage = response.json()["reasonguard"], response.json()["usage"]
+    assert (receipt["guarded"], receipt["interventions"]) == (True, 1)
+    trace = next(t for t in read_traces(substituting.spool)[0] if t.guard_id == receipt["guard_id"])
+    assert (trace.request, trace.prompt_ids, trace.output_ids) == ("", [], [])
+    assert trace.receipt.interventions[0].cue_ids == []
+    assert (trace.prompt_tokens, trace.output_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert trace.replaced_tokens == receipt["replaced_tokens"] > 0
+
+
 def test_substitution_streams_what_it_answers_in_one_piece(substituting: Live) -> None:
     live = substituting
     message = live.http.post("/v1/chat/completions", json=HARMFUL).json()["choices"][0]["message"]

@@ -105,6 +105,15 @@ def test_unary_carries_its_receipt_in_header_and_body(start: Start) -> None:
     assert front.sidecar.follower.held == 0
 
 
+def test_a_trace_that_keeps_no_content_proves_a_response(start: Start) -> None:
+    front = start(lambda i, p: [trace_of(i, p).keeping("none")], log_content="none")
+    assert front.http.post("/v1/chat/completions", json=HELLO).json()["reasonguard"]["guarded"] is True
+    front = start(lambda i, p: [trace_of(i, p, tokens=2).keeping("none")], log_content="none")
+    response = front.http.post("/v1/chat/completions", json=HELLO)
+    assert response.status_code == 502
+    assert "its trace holds 2 tokens, the response 3" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_stream_ends_with_the_receipt_and_usage_only_if_asked(start: Start, asked: bool) -> None:
     front = start()
