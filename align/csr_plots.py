@@ -99,5 +99,5 @@ def _dots(axes: Axes, places: Sequence[float], rates: Sequence[Rate], where: Whe
 
 
 def _short(text: str, most: int = 44) -> str:
-    flat = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    flat = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
     return flat if len(flat) <= most else f"{flat[: most - 3]}..."

@@ -91,7 +91,8 @@ def figures(found: dict[str, CsrReport]) -> dict[str, Any]:
             "full_at_every_token_computed": round(sum(every)),
         },
         "continuations": {
-            "adaptive": sum(row.continuations for row in few), "full_at_step_ends": sum(row.continuations for row in full),
+            "adaptive": sum(row.continuations for row in few),
+            "full_at_step_ends": sum(row.continuations for row in full),
         },
         "fewer_tokens": _ratio(every, [float(row.generated) for row in few]),
         "fewer_than_at_step_ends": _ratio(
