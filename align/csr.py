@@ -37,7 +37,7 @@ class CsrRule(BaseModel):
     """Tokens that the ratio must stay beyond its threshold (the paper's K)."""
     samples: int = Field(default=32, ge=1)
     """Continuations of the full computation at a point; the adaptive search never takes more."""
-    doubt: float = Field(default=0.1, gt=0, lt=0.5)
+    doubt: float = Field(default=0.06, gt=0, lt=0.5)
     """Largest probability, where the adaptive search leaves a point, that all `samples` would decide otherwise."""
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def csr(
     samples: Annotated[int, typer.Option(min=1, help="Continuations of a point, at most.")] = 32,
     doubt: Annotated[
         float, typer.Option(help="A point is left when all samples would decide otherwise with at most this chance.")
-    ] = 0.1,
+    ] = 0.06,
     whole: Annotated[bool, typer.Option("--full", help="All samples at every point: no search, no stopping.")] = False,
     every_token: Annotated[bool, typer.Option("--every-token", help="Points after every token, not step.")] = False,
     limit: Limit = 30,

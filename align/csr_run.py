@@ -143,9 +143,9 @@ def measure(
 
 def engine_spec(reasonings: Sequence[Reasoning], model: str, more: int, seed: int, out: Path) -> EngineSpec:
     """An unguarded engine with room for `more` tokens after the longest reasoning; continuations go to `out`."""
-    longest = max((len(each.prompt_ids) + len(each.ids) for each in reasonings), default=0) + more
+    longest = max(len(each.prompt_ids) + len(each.ids) for each in reasonings) + more
     # A resumed engine that started from the same seed could draw the very continuations that are on disk.
-    return EngineSpec(model=model, seed=seed + len(read_results(out)), max_model_len=max(1024, longest))
+    return EngineSpec(model=model, seed=seed + len(read_results(out)), max_model_len=longest)
 
 
 def report(

@@ -22,14 +22,14 @@ from rich.console import Console
 
 from align.csr import KINDS, CsrRule, Kind, Tally, turning
 from align.csr_report import CsrReport, ReasoningReport
-from align.csr_run import CsrSettings, Reasoning, engine_spec, measure
-from align.generate import Generator, Job
+from align.csr_run import CsrSettings, Reasoning, measure
+from align.generate import EngineSpec, Generator, Job
 from align.pipeline import AlignSettings, Workbench
 from classifiers.stats import Rate, bootstrap
 from demo.model import reasoner_model
 from demo.topics import load_topics
 
-CHECKED = 2
+CHECKED = 1
 #: Seeds far apart: each part draws continuations of its own.
 SEEDS = {"adaptive": 0, "full": 1_000_000, "every_token": 2_000_000}
 RESAMPLED = 200
@@ -39,7 +39,7 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write; what it needs to go on lies beside it.")] = Path(
         "runs/bench/csr.json"
     ),
-    traces: Annotated[int, typer.Option(min=1, help="Requests that are answered, one trace each.")] = 32,
+    traces: Annotated[int, typer.Option(min=1, help="Requests that are answered, one trace each.")] = 24,
 ) -> None:
     """Measure what the adaptive search saves, and how often it finds the turning step of the full computation."""
     rule, store = CsrRule(), out.with_suffix("")
@@ -62,7 +62,7 @@ def replies(bench: Workbench, traces: int, store: Path) -> list[Reasoning]:
     """What the demo model thinks about the first harmful topics of the part `align`."""
     topics = [topic for topic in load_topics("align") if topic.kind == "harmful"][:traces]
     jobs = [Job(id=topic.id, prompt_ids=bench.prompt(topic.request)) for topic in topics]
-    with Generator(engine_spec([], bench.settings.model, 0, 0, store), store / "replies.engine.log") as generator:
+    with Generator(EngineSpec(model=bench.settings.model), store / "replies.engine.log") as generator:
         results = generator.generate(jobs, store / "replies.jsonl", "replies")
     return [
         Reasoning.split(topic.id, topic.request, job.prompt_ids, results[job.id].output_ids, bench.runtime)

@@ -134,7 +134,7 @@ def test_a_point_is_left_as_soon_as_the_rest_could_hardly_change_it() -> None:
     found = run({"x": adaptive([0], RULE)}, script)["x"]
     assert found.tallies == {0: Tally(12, 12)}
     assert script.batches == 12 // CHUNK
-    assert chance("safe", 12, 12, RULE) > 0.9 > chance("safe", 8, 8, RULE)
+    assert chance("safe", 12, 12, RULE) > 1 - RULE.doubt > chance("safe", 8, 8, RULE)
 
 
 def test_the_chance_is_the_beta_binomials() -> None:
