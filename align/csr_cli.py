@@ -62,7 +62,8 @@ def csr(
     from align.csr import CsrRule
     from align.csr_plots import curves
     from align.csr_report import print_report
-    from align.csr_run import CsrSettings, measure
+    from align.csr_run import CsrSettings, engine_spec, measure
+    from align.generate import Generator
     from align.pipeline import Workbench
 
     try:
@@ -75,7 +76,9 @@ def csr(
     with Workbench.open(_settings(model, policy, seed), out) as bench:
         reasonings = _reasonings(bench, traces, limit, seed, cues_only=cues_only)
         store = out / f"continuations-{max_tokens}-{temperature:g}.jsonl"
-        found = measure(reasonings, bench, settings, seed=seed, out=store)
+        spec = engine_spec(reasonings, bench.settings.model, max_tokens, seed, store)
+        with Generator(spec, out / "engine.log") as generator:
+            found = measure(reasonings, bench, settings, generator, store)
         _write(found, out / "csr.json")
         curves(found, out / "csr.svg")
     print_report(found, Console())

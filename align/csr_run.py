@@ -123,21 +123,23 @@ class Sampler:
 
 
 def measure(
-    reasonings: Sequence[Reasoning], bench: Workbench, settings: CsrSettings, *, seed: int, out: Path
+    reasonings: Sequence[Reasoning], bench: Workbench, settings: CsrSettings, generator: Generator, out: Path
 ) -> CsrReport:
-    """Measures all reasonings side by side; continuations go to `out` and an interrupted run goes on from there."""
+    """Measures all reasonings side by side; continuations go to `out` and an interrupted run goes on from there.
+
+    UserError when the model marks no reasoning.
+    """
     if bench.runtime.delimiters.end is None:
         raise UserError(f"{bench.settings.model} marks no reasoning", wanted="a model that thinks between delimiters")
     points = {reasoning.id: reasoning.points(settings.at) for reasoning in reasonings}
-    spec = engine_spec(reasonings, bench.settings.model, settings.max_tokens, seed, out)
-    with Generator(spec, out.with_suffix(".engine.log")) as generator:
-        sampler = Sampler(reasonings, points, settings, generator, bench.reader, bench.judge, out)
-        search = full if settings.whole else adaptive
-        curves = run({name: search(each, settings.rule) for name, each in points.items()}, sampler)
+    sampler = Sampler(reasonings, points, settings, generator, bench.reader, bench.judge, out)
+    search = full if settings.whole else adaptive
+    curves = run({name: search(each, settings.rule) for name, each in points.items()}, sampler)
     rows = [report(each, curves[each.id], sampler.tokens, settings, bench) for each in reasonings]
     return CsrReport(
-        model=bench.settings.model, judge=bench.judge.version, detector=bench.runtime.detector.version, seed=seed,
-        rule=settings.rule, whole=settings.whole, at=settings.at, reasonings=rows, summary=summarise(rows),
+        model=Path(bench.settings.model).name, judge=bench.judge.version, detector=bench.runtime.detector.version,
+        seed=bench.settings.seed, rule=settings.rule, whole=settings.whole, at=settings.at, reasonings=rows,
+        summary=summarise(rows),
     )  # fmt: skip
 
 

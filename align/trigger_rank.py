@@ -187,7 +187,7 @@ def rank(
         for sentence, name in ((sentence, _name(sentence)) for sentence in sentences)
     ]  # fmt: skip
     return RankReport(
-        model=bench.settings.model, judge=bench.judge.version, detector=bench.runtime.detector.version,
+        model=Path(bench.settings.model).name, judge=bench.judge.version, detector=bench.runtime.detector.version,
         seed=settings.seed, without_cue=len(cases) - len({spot.case.id for spot in spots}),
         sentences=sorted(ranked, key=lambda row: (row.kind == "control", row.harm)),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 python -m benchmarks.csr --out runs/bench/csr.json
 
 The model answers harmful requests of the `align` topics without a guard; all replies are kept, whether they turn or
-not. Measured: the adaptive search; then, with a seed of its own, 32 continuations at the end of every step (the
+not. Measured: the adaptive search; then, in draws of its own, 32 continuations at the end of every step (the
 reference); on `CHECKED` of the reasonings 32 at every token, as in the paper. Computed: the tokens of 32 at every token
 on the rest, from the mean length of the reference's continuations, which is interpolated between the ends of steps.
 About 25 minutes on two cores. Interrupted (Ctrl-C), it goes on where it stopped.
@@ -23,15 +23,13 @@ from rich.console import Console
 from align.csr import KINDS, CsrRule, Kind, Tally, turning
 from align.csr_report import CsrReport, ReasoningReport
 from align.csr_run import CsrSettings, Reasoning, measure
-from align.generate import EngineSpec, Generator, Job
+from align.generate import EngineSpec, Generator, Job, read_results
 from align.pipeline import AlignSettings, Workbench
 from classifiers.stats import Rate, bootstrap
 from demo.model import reasoner_model
 from demo.topics import load_topics
 
 CHECKED = 1
-#: Seeds far apart: each part draws continuations of its own.
-SEEDS = {"adaptive": 0, "full": 1_000_000, "every_token": 2_000_000}
 RESAMPLED = 200
 
 
@@ -44,37 +42,33 @@ def main(
     """Measure what the adaptive search saves, and how often it finds the turning step of the full computation."""
     rule, store = CsrRule(), out.with_suffix("")
     with Workbench.open(AlignSettings(model=str(reasoner_model())), store) as bench:
-        reasonings = replies(bench, traces, store)
-        found = {
-            "adaptive": run("adaptive", reasonings, bench, CsrSettings(rule=rule), store),
-            "full": run("full", reasonings, bench, CsrSettings(rule=rule, whole=True), store),
-        }
-        checked = [each for each in reasonings if len(each.steps) > 2][:CHECKED]
-        at_tokens = CsrSettings(rule=rule, whole=True, at="tokens")
-        found["every_token"] = run("every_token", checked, bench, at_tokens, store)
+        parts = {
+            "adaptive": CsrSettings(rule=rule), "full": CsrSettings(rule=rule, whole=True),
+            "every_token": CsrSettings(rule=rule, whole=True, at="tokens"),
+        }  # fmt: skip
+        # One engine draws for all parts, one after the other: no two share a continuation.
+        seed = sum(len(read_results(store / f"{name}.jsonl")) for name in ("replies", *parts))
+        with Generator(EngineSpec(model=bench.settings.model, seed=seed), store / "engine.log") as generator:
+            reasonings = replies(bench, traces, generator, store)
+            found = {}
+            for name, settings in parts.items():
+                some = reasonings[:CHECKED] if name == "every_token" else reasonings
+                found[name] = measure(some, bench, settings, generator, store / f"{name}.jsonl")
     result = figures(found)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print_json(data=result)
 
 
-def replies(bench: Workbench, traces: int, store: Path) -> list[Reasoning]:
+def replies(bench: Workbench, traces: int, generator: Generator, store: Path) -> list[Reasoning]:
     """What the demo model thinks about the first harmful topics of the part `align`."""
     topics = [topic for topic in load_topics("align") if topic.kind == "harmful"][:traces]
     jobs = [Job(id=topic.id, prompt_ids=bench.prompt(topic.request)) for topic in topics]
-    with Generator(EngineSpec(model=bench.settings.model), store / "replies.engine.log") as generator:
-        results = generator.generate(jobs, store / "replies.jsonl", "replies")
+    results = generator.generate(jobs, store / "replies.jsonl", "replies")
     return [
         Reasoning.split(topic.id, topic.request, job.prompt_ids, results[job.id].output_ids, bench.runtime)
         for topic, job in zip(topics, jobs, strict=True)
     ]
-
-
-def run(
-    part: str, reasonings: Sequence[Reasoning], bench: Workbench, settings: CsrSettings, store: Path
-) -> CsrReport:  # fmt: skip
-    """One part of the benchmark, resumable."""
-    return measure(reasonings, bench, settings, seed=SEEDS[part], out=store / f"{part}.jsonl")
 
 
 def figures(found: dict[str, CsrReport]) -> dict[str, Any]:
@@ -83,7 +77,7 @@ def figures(found: dict[str, CsrReport]) -> dict[str, Any]:
     every = [float(row.every_token) for row in full]
     return {
         "model": found["full"].model, "judge": found["full"].judge, "detector": found["full"].detector,
-        "rule": found["full"].rule.model_dump(), "seeds": SEEDS, "command": "python -m benchmarks.csr",
+        "rule": found["full"].rule.model_dump(), "command": "python -m benchmarks.csr",
         "reasonings": len(full), "safe": _rate([row.safe for row in full]),
         "steps": _mean([row.steps for row in full]), "tokens": _mean([row.tokens for row in full]),
         "generated": {
@@ -109,18 +103,13 @@ def _same(few: Sequence[ReasoningReport], full: Sequence[ReasoningReport]) -> di
     """Shares of reasonings with the same turning step; `turned`: only those in which the reference finds one."""
     pairs = list(zip(few, full, strict=True))
     same = {kind: [_step(a, kind) == _step(b, kind) for a, b in pairs] for kind in KINDS}
-    turned = [_step(a, kind) == _step(b, kind) for a, b in pairs for kind in KINDS if isinstance(_step(b, kind), int)]
-    both = [all(row) for row in zip(*same.values(), strict=True)]
-    near = [
-        abs(x - y) <= 1
-        for a, b in pairs
-        for kind in KINDS
-        if isinstance(y := _step(b, kind), int) and isinstance(x := _step(a, kind), int)
-    ]
+    turned = [(_step(a, kind), wanted) for a, b in pairs for kind in KINDS if isinstance(wanted := _step(b, kind), int)]
     return {
-        **{kind: _rate(flags) for kind, flags in same.items()}, "both": _rate(both), "turned": _rate(turned),
-        "turned_within_one_step": _rate(near),
-    }  # fmt: skip
+        **{kind: _rate(flags) for kind, flags in same.items()},
+        "both": _rate([all(row) for row in zip(*same.values(), strict=True)]),
+        "turned": _rate([got == wanted for got, wanted in turned]),
+        "turned_within_one_step": _rate([isinstance(got, int) and abs(got - wanted) <= 1 for got, wanted in turned]),
+    }
 
 
 def _step(row: ReasoningReport, kind: Kind) -> int | str:
