@@ -4,9 +4,9 @@ python -m benchmarks.csr --out runs/bench/csr.json
 
 The model answers harmful requests of the `align` topics without a guard; all replies are kept, whether they turn or
 not. Measured: the adaptive search; then, in draws of its own, 32 continuations at the end of every step (the
-reference); on `CHECKED` of the reasonings 32 at every token, as in the paper. Computed: the tokens of 32 at every token
-on the rest, from the mean length of the reference's continuations, which is interpolated between the ends of steps.
-About 25 minutes on two cores. Interrupted (Ctrl-C), it goes on where it stopped.
+reference); with `--check`, on some of the reasonings, 32 at every token, as in the paper. Computed: the tokens of 32 at
+every token, from the mean length of the reference's continuations, which is interpolated between the ends of steps.
+About 10 minutes on two cores, 3 more for each that is checked. Interrupted (Ctrl-C), it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from classifiers.stats import Rate, bootstrap
 from demo.model import reasoner_model
 from demo.topics import load_topics
 
-CHECKED = 1
 RESAMPLED = 200
 
 
@@ -37,7 +36,8 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write; what it needs to go on lies beside it.")] = Path(
         "runs/bench/csr.json"
     ),
-    traces: Annotated[int, typer.Option(min=1, help="Requests that are answered, one trace each.")] = 24,
+    traces: Annotated[int, typer.Option(min=1, help="Requests that are answered, one trace each.")] = 20,
+    check: Annotated[int, typer.Option(min=0, help="Reasonings that 32 at every token are really run on.")] = 0,
 ) -> None:
     """Measure what the adaptive search saves, and how often it finds the turning step of the full computation."""
     rule, store = CsrRule(), out.with_suffix("")
@@ -52,7 +52,7 @@ def main(
             reasonings = replies(bench, traces, generator, store)
             found = {}
             for name, settings in parts.items():
-                some = reasonings[:CHECKED] if name == "every_token" else reasonings
+                some = reasonings[:check] if name == "every_token" else reasonings
                 found[name] = measure(some, bench, settings, generator, store / f"{name}.jsonl")
     result = figures(found)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -133,10 +133,10 @@ def test_a_second_run_reads_what_is_there(measured: Path, traces: Path, tiny_mod
     common = ["--traces", str(traces), "--model", str(tiny_model), "--out", str(measured), *GREEDY]
     invoke("csr", *common)
     assert read_report(measured / "csr.json") == before
-    # Another window needs no more continuations here: the ratios are 0 and 1.
-    invoke("csr", *common, "--window", "0")
+    # A lower threshold is decided by no more continuations.
+    invoke("csr", *common, "--mu", "0.8")
     assert log.stat().st_mtime_ns == started, "no engine was started"
-    assert read_report(measured / "csr.json").rule.window == 0
+    assert read_report(measured / "csr.json").rule.mu == 0.8
     invoke("csr", *common)
 
 
