@@ -1,4 +1,4 @@
-"""Reasonguard's command line: serve, align, classifier, traces, replay, doctor, demo."""
+"""Reasonguard's command line: serve, align, csr, triggers, classifier, traces, replay, doctor, demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from align.cli import app as align_app
+from align.csr_cli import csr, triggers_app
 from classifiers.cli import app as classifier_app
 from guard.cli import app as traces_app
 from guard.doctor import doctor
@@ -21,8 +22,10 @@ app = typer.Typer(
     help="Watch a reasoning model think, correct it at the first harmful step, and train the correction in.",
 )
 app.add_typer(align_app, name="align")
+app.add_typer(triggers_app, name="triggers")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
+app.command()(csr)
 app.command()(replay)
 app.command()(doctor)
 

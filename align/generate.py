@@ -38,6 +38,8 @@ class Job(BaseModel):
     top_k: int = 20
     guard: bool = False
     """Needs an engine with a guard."""
+    stop_ids: list[int] = []
+    """Ids that end the output beside the end of turn; they are its last id."""
 
 
 class Result(BaseModel):

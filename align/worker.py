@@ -80,7 +80,7 @@ def _params(job: Job, *, guarded: bool) -> Any:
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        temperature=job.temperature, top_k=job.top_k, max_tokens=job.max_tokens,
+        temperature=job.temperature, top_k=job.top_k, max_tokens=job.max_tokens, stop_token_ids=job.stop_ids,
         output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False,
         extra_args={"guard_id": job.id, "guard_off": not job.guard} if guarded else None,
     )  # fmt: skip

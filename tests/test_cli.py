@@ -45,7 +45,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     result = cli("--help")
     seconds = time.monotonic() - began
     assert result.returncode == 0
-    for command in ("serve", "align", "classifier", "traces", "demo", "doctor"):
+    for command in ("serve", "align", "csr", "triggers", "classifier", "traces", "demo", "doctor"):
         assert f" {command} " in result.stdout
     # 0.4 s on a quiet machine; torch alone would take more than this.
     assert seconds < 3
