@@ -32,3 +32,4 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.detector --out runs/bench/detector.json
 	$(BIN)/python -m benchmarks.guard --out runs/bench/guard.json
+	$(BIN)/python -m benchmarks.align --out runs/bench/align.json
