@@ -32,10 +32,7 @@ def test_preference_loss_equals_its_formula() -> None:
 
 def test_padding_has_no_place_in_the_table() -> None:
     batch = BranchCollator(0)([PAIRS[1], PAIRS[0] | {"prompt_ids": [5, 6, 7]}, PAIRS[0]])
-    assert batch["source"].tolist() == [
-        [*range(9), *range(9, 17)],
-        [*range(8), *[-1] * 9],
-    ]
+    assert batch["source"].tolist() == [[*range(9, 17), -1], [*range(8), -1], [*range(9)]]
     assert batch["index"].tolist() == [1, 0, 0]
 
 

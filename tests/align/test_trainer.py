@@ -51,12 +51,12 @@ def with_lora(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=4, target_modules=targets, layers_to_transform=[1, 2]))
 
 
-def ours(model: Any, out: Path, rows: list[dict[str, Any]] = ROWS, **changed: Any) -> PairTrainer:
+def ours(model: Any, out: Path, rows: list[dict[str, Any]] = ROWS, **changed: Any) -> Any:
     args = TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=len(rows), bf16=False, use_cpu=True, report_to="none",
         remove_unused_columns=False,
     )  # fmt: skip
-    return PairTrainer(model, args, rows, tokenizer(), TrainSettings(**changed), out)
+    return in_a_step(PairTrainer(model, args, rows, tokenizer(), TrainSettings(**changed), out))
 
 
 def stock(model: Any, reference: Any, out: Path, sft_weight: float) -> Any:
@@ -71,9 +71,14 @@ def stock(model: Any, reference: Any, out: Path, sft_weight: float) -> Any:
         output_dir=str(out), loss_type=["sigmoid", "sft"], loss_weights=[1.0, sft_weight], beta=0.1, max_length=None,
         bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none", per_device_train_batch_size=3,
     )  # fmt: skip
-    return Tokenised(
-        model, reference, config, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer()
-    )  # fmt: skip
+    rows = Dataset.from_list(ROWS)
+    return in_a_step(Tokenised(model, reference, config, train_dataset=rows, processing_class=tokenizer()))
+
+
+def in_a_step(trainer: Any) -> Any:
+    """Gives a trainer what its loop sets before `training_step`."""
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
 
 
 def shake(model: Any) -> None:
@@ -87,7 +92,6 @@ def shake(model: Any) -> None:
 def gradients(trainer: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step over all rows, away from where training starts."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(ROWS))])
-    trainer.current_gradient_accumulation_steps = 1
     trainer.training_step(trainer.model, dict(batch))
     shake(trainer.model)
     trainer.model.zero_grad()
