@@ -33,3 +33,4 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.detector --out runs/bench/detector.json
 	$(BIN)/python -m benchmarks.guard --out runs/bench/guard.json
 	$(BIN)/python -m benchmarks.store --out runs/bench/store.json
+	$(BIN)/python -m benchmarks.align --out runs/bench/align.json

@@ -16,18 +16,23 @@ from torch import Tensor
 
 
 class BranchCollator:
-    """Collates pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`, optional `ref_*_logps`) into rows of pieces."""
+    """Collates rows of token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`, `index`, `offset`) into rows of pieces.
+
+    `offset`: where an example's positions begin in a table of all examples' positions, one after the other.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns `input_ids`, `position_ids` [rows, width], `attention_mask` bool [rows, 1, width, width], and of each
-        predicted token `pair` (its place in `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
+        """Returns `input_ids`, `position_ids`, `source` (entry in the table, -1: padding) [rows, width],
+        `attention_mask` bool [rows, 1, width, width], `index` [pairs], and of each predicted token `pair` (its place in
+        `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
         rows = fold([_length(e) for e in examples])
         width = max(sum(_length(examples[i]) for i in row) for row in rows)
         ids = torch.full((len(rows), width), self._pad)
         positions = torch.zeros((len(rows), width), dtype=torch.long)
+        source = torch.full((len(rows), width), -1)
         # What is padding sees itself: a row that may attend to nothing is not a number.
         mask = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
         flat: list[tuple[int, int, int, int, int]] = []
@@ -39,6 +44,7 @@ class BranchCollator:
                 end = start + p + c + r
                 ids[number, start:end] = torch.tensor(prefix + chosen + rejected)
                 positions[number, start:end] = torch.tensor([*range(p + c), *range(p, p + r)])
+                source[number, start:end] = torch.arange(p + c + r) + examples[i]["offset"]
                 mask[number, 0, start:end, start:end] = torch.ones(p + c + r, p + c + r, dtype=torch.bool).tril()
                 mask[number, 0, start + p + c : end, start + p : start + p + c] = False
                 last = start + p - 1
@@ -46,14 +52,11 @@ class BranchCollator:
                 flat += [(i, number, last + (c + k if k else 0), token, 1) for k, token in enumerate(rejected)]
                 start = end
         pair, at, column, target, side = torch.tensor(flat).T
-        batch = {
-            "input_ids": ids, "position_ids": positions, "attention_mask": mask,
+        return {
+            "input_ids": ids, "position_ids": positions, "attention_mask": mask, "source": source,
+            "index": torch.tensor([e["index"] for e in examples]),
             "pair": pair, "row": at, "column": column, "target": target, "side": side,
         }  # fmt: skip
-        for key in ("ref_chosen_logps", "ref_rejected_logps"):
-            if key in examples[0]:
-                batch[key] = torch.tensor([e[key] for e in examples])
-        return batch
 
 
 def fold(lengths: Sequence[int]) -> list[list[int]]:

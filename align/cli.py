@@ -26,6 +26,13 @@ Requests = Annotated[
         help='Held-out requests, JSON lines {"request", "label": harmful|benign|alarming}; default: built in.'
     ),
 ]
+Stages = Annotated[
+    Path | None,
+    typer.Option(help="YAML list of training stages, such as align/configs/paper.yaml; default: one stage."),
+]
+Accelerate = Annotated[
+    Path | None, typer.Option(help="Train under `accelerate launch` with this file, such as align/configs/fsdp.yaml.")
+]
 
 
 @app.callback()
@@ -36,6 +43,8 @@ def align(
     out: Annotated[Path | None, typer.Option(help="Directory of this run.")] = None,
     requests: Requests = None,
     policy: Annotated[Path | None, typer.Option(help="Policy the guard runs under in the evaluation.")] = None,
+    stages: Stages = None,
+    accelerate: Accelerate = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
 ) -> None:
     """Runs collect, rollouts, judge, pairs, training and evaluation.
@@ -50,50 +59,52 @@ def align(
         raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, table)")
     from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, policy, seed), out) as bench:
+    with pipeline.Workbench.open(_settings(model, policy, seed, stages), out) as bench:
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
         held_out = _requests(bench, requests)
         pipeline.evaluate_base(bench, held_out)
-        pipeline.train_adapter(bench, pairs)
+        pipeline.train_adapter(bench, pairs, accelerate)
         pipeline.measure(bench, held_out)
 
 
 @app.command()
-def pairs(traces: Traces, model: Model, out: Out, seed: int = 0) -> None:
+def pairs(traces: Traces, model: Model, out: Out, stages: Stages = None, seed: int = 0) -> None:
     """Collect traces, roll out counterfactuals, judge them, write `OUT/pairs.jsonl`.
 
     Example: `cli.py align pairs --traces traces/ --model demo --out runs/align`
     """
     from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
+    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
         found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
     typer.echo(f"{len(found)} pairs in {out / 'pairs.jsonl'}; dropped: {(out / 'pairs.json').read_text()}")
 
 
 @app.command(name="train")
-def train_command(model: Model, out: Out, seed: int = 0) -> None:
+def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Accelerate = None, seed: int = 0) -> None:
     """Train a LoRA adapter on `OUT/pairs.jsonl` into `OUT/adapter`.
 
     Example: `cli.py align train --model demo --out runs/align`
+
+    On many GPUs: `cli.py align train --model M --out runs/align --accelerate align/configs/fsdp.yaml`
     """
     from align import pipeline
     from align.pairs import read_pairs
 
-    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
-        report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"))
+    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
+        report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"), accelerate)
     typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
 
 
 @app.command(name="evaluate")
-def evaluate_command(model: Model, out: Out, requests: Requests = None, seed: int = 0) -> None:
+def evaluate_command(model: Model, out: Out, requests: Requests = None, stages: Stages = None, seed: int = 0) -> None:
     """Measure base, base + guard, base + primer, aligned, aligned + guard; write `OUT/evaluation.json`.
 
     Example: `cli.py align evaluate --model demo --out runs/align --requests held-out.jsonl`
     """
     from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, None, seed), out) as bench:
+    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
         pipeline.measure(bench, _requests(bench, requests))
 
 
@@ -116,12 +127,15 @@ def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
     return built_in(bench.prompt) if path is None else from_file(path, bench.prompt)
 
 
-def _settings(model: str, policy: Path | None, seed: int) -> AlignSettings:
+def _settings(model: str, policy: Path | None, seed: int, stages: Path | None) -> AlignSettings:
     from align.pipeline import AlignSettings
+    from align.recipe import read_stages
     from align.train import TrainSettings
 
     if model == "demo":
         from demo.model import reasoner_model
 
         model = str(reasoner_model())
-    return AlignSettings(model=model, policy=policy, seed=seed, train=TrainSettings(seed=seed))
+    recipe = [TrainSettings()] if stages is None else read_stages(stages)
+    recipe = [stage.model_copy(update={"seed": seed}) for stage in recipe]
+    return AlignSettings(model=model, policy=policy, seed=seed, stages=recipe)

@@ -49,15 +49,12 @@ def preference_loss(
     )
 
 
-def branch_logps(hidden: Tensor, head: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities [pairs] of both branches of one forward pass over `[prefix, chosen, rejected]`.
+def branch_logps(logits: Tensor, target: Tensor, pair: Tensor, side: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities [pairs] of the chosen and the rejected side, in nats.
 
-    `hidden`: [rows, width, d]; `head`: [vocabulary, d]; `batch` as `align.branch.BranchCollator` builds it. Only the
-    positions that predict a branch token meet the LM head.
+    `logits`: [tokens, vocabulary], of the positions that predict a token after the divergence; `target`: the tokens
+    there; `pair`, `side` (0 chosen, 1 rejected): whose they are. All int64 [tokens].
     """
-    pair, side = batch["pair"], batch["side"]
-    logits = torch.nn.functional.linear(hidden[batch["row"], batch["column"]], head).float()
-    logps = -torch.nn.functional.cross_entropy(logits, batch["target"], reduction="none")
-    pairs = int(pair.max()) + 1
+    logps = -torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
     sums = logps.new_zeros(2 * pairs).index_add(0, pair + side * pairs, logps)
     return sums[:pairs], sums[pairs:]

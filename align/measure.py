@@ -137,7 +137,7 @@ def _notes(bench: Workbench) -> list[str]:
         "was trained. Its features are not the detector's, but both learned risk from the same public requests.",
         "Intervals are 95 %: Wilson's for rates, a paired bootstrap for changes. Two wordings of one topic count as "
         "two cases, so the intervals are somewhat narrow.",
-        f"At most {bench.settings.train.max_pairs} pairs are trained on; all figures come from one seed.",
+        f"At most {bench.settings.stages[-1].max_pairs} pairs are trained on; all figures come from one seed.",
         "base+primer answers the first wording of each topic; what follows a cue is the base arm's own reply.",
     ]
 

@@ -4,7 +4,8 @@ out/align.json          what this run is about (model, settings); another run's 
 out/collected.json      which traces were read, which were left out and why
 out/rollouts.jsonl      counterfactual continuations
 out/pairs.jsonl         confirmed pairs; out/pairs.json counts what was dropped and why
-out/adapter/            the LoRA adapter and train.json
+out/stage-N/            training stages before the last, if the recipe has several (align.stage)
+out/adapter/            the last stage: the LoRA adapter and train.json
 out/aligned/            the merged model
 out/evaluation/         outputs per arm; out/evaluation.json the table
 """
@@ -28,8 +29,9 @@ from align.controls import Control, run_controls
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
 from align.generate import EngineSpec, Generator, read_results
 from align.pairs import Pair, read_pairs, write_pairs
+from align.recipe import run_stages
 from align.text import ReplyReader
-from align.train import TrainReport, TrainSettings, merge, read_report, train
+from align.train import TrainReport, TrainSettings, merge
 from classifiers.detector import Detector
 from classifiers.judge import Judge
 from guard.engine.hardware import on_gpu
@@ -53,7 +55,7 @@ class AlignSettings(BaseModel):
     detector: Path | None = None
     judge: Path | None = None
     triggers: int = 1
-    train: TrainSettings = TrainSettings()
+    stages: list[TrainSettings] = [TrainSettings()]
     seed: int = 0
 
 
@@ -182,14 +184,9 @@ def make_pairs(bench: Workbench, traces: Sequence[Trace]) -> list[Pair]:
     return pairs
 
 
-def train_adapter(bench: Workbench, pairs: Sequence[Pair]) -> TrainReport:
-    """Trains, unless the adapter is there already."""
-    adapter = bench.out / "adapter"
-    report = read_report(adapter)
-    if report is None:
-        bench.make_room()
-        report = train(bench.settings.model, pairs, adapter, bench.settings.train, bench.runtime.table)
-    return report
+def train_adapter(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
+    """Trains the stages, unless the adapter is there already. `accelerate`: see `align.train.train`."""
+    return run_stages(bench, pairs, accelerate)
 
 
 def evaluate_base(

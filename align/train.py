@@ -1,24 +1,29 @@
-"""Training on pairs: TRL's DPO loop with LoRA, intervened pairs mixed with benign ones, plus an SFT term."""
+"""Training on pairs: what one stage of training is, which pairs it takes, and what it leaves behind.
+
+A stage is a directory (`align.stage`), so that the same code trains it in this process, in a process of its own and
+under `accelerate launch`.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from align.pairs import Pair, Scope, cut
+from align.pairs import Pair, Scope
+from guard.engine.hardware import Dtype
 from guard.errors import UserError
-from guard.steps import StepLimits, TokenTable
+from guard.steps import TokenTable
 
 
 class TrainSettings(BaseModel):
-    """Hyper-parameters. The paper states none but the SFT weight (0.2, in its second stage).
+    """One stage. The paper states no hyper-parameter but the SFT weight (0.2, in its second stage).
 
     The learning rate was chosen on topics that neither train nor report: at 3e-4 reasoning harm fell too little, at
     8e-4 the replies to benign requests became worse. `max_pairs` is what the demo has time for. The other values were
@@ -28,34 +33,55 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     scope: Scope = Scope()
+    benign: Literal["trigger", "refusal"] = "trigger"
+    """A benign pair's rejected side: a trigger in the step's place, or what the stage before refuses to say."""
+    benign_share: float = Field(default=0.4, ge=0.0, le=1.0)
+    """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
+    max_pairs: int = 120
+    max_length: int | None = None
+    """Tokens of prefix and longer side; longer rows are left out and named, never cut. None: what the model takes."""
     beta: float = 0.1
     sft_weight: float = 1.0
     learning_rate: float = 5e-4
     epochs: float = 4.0
     batch_size: int = 8
+    """Pairs per optimizer step, over all processes."""
+    micro_batch: int | None = None
+    """Pairs per process that are computed at once; None: all of a step."""
+    method: Literal["lora", "full"] = "lora"
     rank: int = 16
     first_layer: int | None = None
-    """LoRA from this layer on; None: a third of the depth, which saves backward work."""
-    benign_share: float = Field(default=0.4, ge=0.0, le=1.0)
-    """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
-    max_pairs: int = 120
+    """LoRA from this layer on; None: a third of the depth. What lies below is computed once (`align.lower`)."""
+    dtype: Dtype | None = None
+    """What is computed in; None: what the machine computes fast in. Full training keeps its weights in float32."""
+    gradient_checkpointing: bool = False
+    save_steps: int = 25
+    """Optimizer steps from one checkpoint to the next."""
+    report_to: list[str] = []
+    """Trackers beside `metrics.jsonl`: `wandb`, `tensorboard`, or what else transformers knows."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _full_has_no_rank(self) -> TrainSettings:
+        if self.method == "full" and self.first_layer is not None:
+            raise ValueError("first_layer belongs to method lora: full training changes every layer")
+        return self
 
 
 class TrainReport(BaseModel):
-    """What the run did, written beside the adapter."""
+    """What a stage did: `train.json`, written last."""
 
     pairs: int
     intervened: int
     benign: int
     tokens: int
+    """Of all rows, once each: prefix, chosen and rejected side."""
+    too_long: list[str]
+    """Ids of the pairs that were left out for their length."""
     steps: int
     seconds: float
+    """Of the last run; the reference pass is part of it."""
     settings: TrainSettings
-    log: list[dict[str, Any]]
-
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def mix(pairs: Sequence[Pair], settings: TrainSettings) -> list[Pair]:
@@ -75,73 +101,37 @@ def mix(pairs: Sequence[Pair], settings: TrainSettings) -> list[Pair]:
     return chosen
 
 
-def rows(pairs: Sequence[Pair], settings: TrainSettings, table: TokenTable) -> list[dict[str, list[int]]]:
-    """TRL's columns: the prefix belongs to the prompt, both sides are cut to the tokens that carry the preference."""
-    limits = StepLimits()
-    return [
-        {
-            "prompt_ids": p.prompt_ids + p.prefix_ids,
-            "chosen_ids": cut(p.chosen_ids, settings.scope, table, limits),
-            "rejected_ids": cut(p.rejected_ids, settings.scope, table, limits),
-        }
-        for p in pairs
-    ]
+def train(
+    model: str,
+    pairs: Sequence[Pair],
+    out: Path,
+    settings: TrainSettings,
+    table: TokenTable,
+    *,
+    start: Path | None = None,
+    accelerate: Path | None = None,
+) -> TrainReport:
+    """Trains one stage into `out`; what an interrupted run left there is continued.
 
+    `start`: the stage whose result this one goes on from. `accelerate`: a configuration for `accelerate launch`, which
+    then runs the stage (many GPUs, FSDP, DeepSpeed); None trains in this process. UserError when nothing is left to
+    train on, when `out` holds another stage, or when the loss is no number any more.
+    """
+    from align import stage
 
-def train(model: str, pairs: Sequence[Pair], out: Path, settings: TrainSettings, table: TokenTable) -> TrainReport:
-    """Trains a LoRA adapter into `out`; a checkpoint left by an interrupted run is continued."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from align.branch import BranchCollator
-    from align.trainer import PairTrainer
-    from guard.engine.hardware import fast_dtype
-
-    chosen = mix(pairs, settings)
-    if not chosen:
-        raise UserError("No pairs to train on", got=f"{len(pairs)} pairs", wanted="intervened and benign ones")
-    torch.manual_seed(settings.seed)
-    dtype = fast_dtype()
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    depth = base.config.num_hidden_layers
-    first = depth // 3 if settings.first_layer is None else settings.first_layer
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    data = rows(chosen, settings, table)
-    print_first(chosen[0], data[0], table)
-    trainer = PairTrainer(
-        model=base,
-        args=_arguments(settings, out, bf16=dtype == "bfloat16"),
-        train_dataset=Dataset.from_list(data),
-        processing_class=tokenizer,
-        data_collator=BranchCollator(tokenizer.pad_token_id or 0),
-        peft_config=LoraConfig(
-            r=settings.rank, lora_alpha=2 * settings.rank, target_modules=TARGETS,
-            layers_to_transform=list(range(first, depth)),
-        ),
-        sft_weight=settings.sft_weight,
-    )  # fmt: skip
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
-    if not torch.isfinite(torch.tensor(result.training_loss)):
-        raise UserError("Training diverged", got=f"loss {result.training_loss}", fix="Lower learning_rate or beta")
-    trainer.save_model(str(out))
-    for checkpoint in out.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    report = TrainReport(
-        pairs=len(chosen), intervened=sum(p.kind == "intervened" for p in chosen),
-        benign=sum(p.kind == "benign" for p in chosen), tokens=sum(len(v) for row in data for v in row.values()),
-        steps=result.global_step, seconds=result.metrics["train_runtime"], settings=settings,
-        log=trainer.state.log_history,
-    )  # fmt: skip
-    (out / "train.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    stage.prepare(out, stage.StageCard(model=model, start=start, settings=settings), pairs, table)
+    if accelerate is None:
+        stage.run(out)
+    else:
+        _launch(out, accelerate)
+    report = read_report(out)
+    if report is None:
+        raise UserError(f"Training left no report in {out}", fix="Run the same command again to go on")
     return report
 
 
-def merge(model: str, adapter: Path, out: Path) -> Path:
-    """Writes the model with the adapter merged in; `out` appears only when it is whole."""
+def merge(model: str, trained: Path, out: Path) -> Path:
+    """Writes the whole model that a stage trained; `out` appears only when it is whole."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,42 +139,27 @@ def merge(model: str, adapter: Path, out: Path) -> Path:
         return out
     scratch = out.with_name(out.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
-    PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(scratch)
+    if (trained / "adapter_config.json").exists():
+        base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+        PeftModel.from_pretrained(base, str(trained)).merge_and_unload().save_pretrained(scratch)
+    else:
+        AutoModelForCausalLM.from_pretrained(trained, dtype="float32").save_pretrained(scratch)
     AutoTokenizer.from_pretrained(model).save_pretrained(scratch)
     scratch.rename(out)
     return out
 
 
-def print_first(pair: Pair, row: dict[str, list[int]], table: TokenTable) -> None:
-    """Prints one pair with the trained tokens marked: the cheapest check of masks and seams."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    shared = table.text(row["prompt_ids"][-60:])
-    console.print(Text(f"first pair ({pair.kind}), shared prefix: …{shared}", style="dim"))
-    console.print(Text(f"  chosen:   {table.text(row['chosen_ids'])}", style="green"))
-    console.print(Text(f"  rejected: {table.text(row['rejected_ids'])}", style="red"))
-
-
-def _arguments(settings: TrainSettings, out: Path, *, bf16: bool) -> Any:
-    from trl import DPOConfig
-
-    from guard.engine.hardware import on_gpu
-
-    return DPOConfig(
-        output_dir=str(out), beta=settings.beta, learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size, num_train_epochs=settings.epochs, weight_decay=0.0,
-        lr_scheduler_type="cosine", warmup_steps=0.1, precompute_ref_log_probs=True,
-        precompute_ref_batch_size=settings.batch_size * 2, gradient_checkpointing=False, bf16=bf16, max_length=None,
-        logging_steps=5, save_strategy="steps", save_steps=25, save_total_limit=1, report_to="none",
-        seed=settings.seed, remove_unused_columns=False,
-        dataloader_pin_memory=False, use_cpu=not on_gpu(),
-    )  # fmt: skip
-
-
 def read_report(out: Path) -> TrainReport | None:
-    """The finished run's report, or None."""
+    """The finished stage's report, or None."""
     path = out / "train.json"
-    return TrainReport.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return TrainReport.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _launch(out: Path, config: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    if subprocess.run([*command, "-m", "align.launch", str(out)], check=False).returncode != 0:
+        raise UserError(
+            f"`accelerate launch` with {config} failed",
+            got=f"see above; the stage is {out}",
+            fix="Run the same command again to go on from the last checkpoint",
+        )

@@ -33,7 +33,7 @@ def main(out: Path, seed: int = 0) -> None:
     with console.status("making the demo reasoner ready (once, about 30 s)"):
         model = str(reasoner_model())
     traces = out / "traces"
-    settings = pipeline.AlignSettings(model=model, seed=seed, train=TrainSettings(seed=seed))
+    settings = pipeline.AlignSettings(model=model, seed=seed, stages=[TrainSettings(seed=seed)])
     with pipeline.Workbench.open(settings, out) as bench:
         requests = traffic()
         if not (out / "traffic.done").exists():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from align.branch import BranchCollator, fold
-from align.loss import branch_logps, preference_loss
+from align.head import add_branch_head
+from align.loss import preference_loss
 
 PAIRS = [
-    {"prompt_ids": [5, 6, 7, 8], "chosen_ids": [9, 10, 11], "rejected_ids": [12, 13]},
-    {"prompt_ids": [5, 6], "chosen_ids": [14], "rejected_ids": [15, 16, 17, 18, 19]},
+    {"prompt_ids": [5, 6, 7, 8], "chosen_ids": [9, 10, 11], "rejected_ids": [12, 13], "index": 0, "offset": 0},
+    {"prompt_ids": [5, 6], "chosen_ids": [14], "rejected_ids": [15, 16, 17, 18, 19], "index": 1, "offset": 9},
 ]
 
 
@@ -30,6 +30,12 @@ def test_preference_loss_equals_its_formula() -> None:
     assert result.accuracy.item() == 0.5
 
 
+def test_padding_has_no_place_in_the_table() -> None:
+    batch = BranchCollator(0)([PAIRS[1], PAIRS[0] | {"prompt_ids": [5, 6, 7]}, PAIRS[0]])
+    assert batch["source"].tolist() == [[*range(9, 17), -1], [*range(8), -1], [*range(9)]]
+    assert batch["index"].tolist() == [1, 0, 0]
+
+
 def test_collator_positions_and_mask() -> None:
     batch = BranchCollator(0)(PAIRS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 5, 6, 14, 15, 16, 17, 18, 19]]
@@ -38,6 +44,8 @@ def test_collator_positions_and_mask() -> None:
     assert sees == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8], [9, 10, 11], [9, 10, 12, 13, 14, 15, 16]]
     flat = list(zip(*(batch[k].tolist() for k in ("pair", "row", "column", "target", "side")), strict=True))
     assert flat[:5] == [(0, 0, 3, 9, 0), (0, 0, 4, 10, 0), (0, 0, 5, 11, 0), (0, 0, 3, 12, 1), (0, 0, 7, 13, 1)]
+    assert batch["source"].tolist() == [list(range(17))]
+    assert batch["index"].tolist() == [0, 1]
     assert flat[5:8] == [(1, 0, 10, 14, 0), (1, 0, 10, 15, 1), (1, 0, 12, 16, 1)]
 
 
@@ -76,55 +84,11 @@ def separate_logp(model: torch.nn.Module, prompt: list[int], side: list[int]) ->
 def test_branch_row_gives_the_log_probabilities_of_separate_rows(pairs: list[dict[str, list[int]]]) -> None:
     model = random_model()
     batch = BranchCollator(0)(pairs)
+    del batch["source"]
+    add_branch_head(model)
     with torch.no_grad():
-        hidden = model.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]
-        ).last_hidden_state
-        chosen, rejected = branch_logps(hidden, model.lm_head.weight, batch)
+        chosen, rejected = model(**batch)
     for i, pair in enumerate(pairs):
         for side, branch in (("chosen_ids", chosen), ("rejected_ids", rejected)):
             alone = separate_logp(model, pair["prompt_ids"], pair[side])
             assert branch[i].item() == pytest.approx(alone, abs=1e-4)
-
-
-def test_trainer_raises_the_chosen_side_and_keeps_the_reference(tmp_path: Path) -> None:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PreTrainedTokenizerFast
-    from trl import DPOConfig
-
-    from align.trainer import PairTrainer
-
-    model = random_model()
-    before = [separate_logp(model, p["prompt_ids"], p["chosen_ids"]) for p in PAIRS]
-    tokenizer = _tokenizer()
-    trainer = PairTrainer(
-        model=model,
-        args=DPOConfig(
-            output_dir=str(tmp_path), learning_rate=5e-2, num_train_epochs=6, per_device_train_batch_size=2,
-            precompute_ref_log_probs=True, gradient_checkpointing=False, bf16=False, max_length=None, report_to="none",
-            remove_unused_columns=False, use_cpu=True, save_strategy="no", logging_steps=1,
-        ),
-        train_dataset=Dataset.from_list(PAIRS),
-        processing_class=tokenizer,
-        data_collator=BranchCollator(0),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "up_proj", "down_proj"]),
-        sft_weight=0.5,
-    )  # fmt: skip
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    assert trainer.train_dataset["ref_chosen_logps"] == pytest.approx(before, abs=1e-3)
-    trainer.train()
-    history = [entry for entry in trainer.state.log_history if "chosen_logp" in entry]
-    assert history[0]["margin"] == pytest.approx(0.0, abs=1e-4)
-    assert history[-1]["chosen_logp"] > history[0]["chosen_logp"]
-    assert history[-1]["margin"] > 0.5
-
-
-def _tokenizer() -> object:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {f"t{i}": i for i in range(64)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t0")), pad_token="t0", eos_token="t1"
-    )

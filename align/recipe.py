@@ -1,0 +1,75 @@
+"""A recipe is a list of training stages, each a directory that goes on from the one before; the last is `adapter`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from align.pairs import Pair
+from align.refusals import refusals
+from align.train import TrainReport, TrainSettings, merge, read_report, train
+from guard.errors import UserError
+
+if TYPE_CHECKING:
+    from align.pipeline import Workbench
+
+
+def read_stages(path: Path) -> list[TrainSettings]:
+    """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
+    try:
+        stages = TypeAdapter(list[TrainSettings]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"Stages file {path} cannot be read", got=str(error)) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise UserError(
+            f"Stages file {path} is malformed", got=" ".join(str(error).split()), wanted="a list of stage settings"
+        ) from error
+    if not stages or stages[0].benign == "refusal":
+        raise UserError(
+            f"Stages file {path}: the first stage has no stage before it",
+            got="benign: refusal" if stages else "an empty list", wanted="benign: trigger",
+        )  # fmt: skip
+    shapes = {(stage.method, stage.rank, stage.first_layer) for stage in stages}
+    if len(shapes) > 1:
+        raise UserError(
+            f"Stages file {path}: stages go on from each other's weights",
+            got=f"{len(shapes)} different shapes", wanted="one method, rank and first_layer",
+        )  # fmt: skip
+    return stages
+
+
+def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
+    """Trains the stages that are not there already; returns the last one's report. `accelerate`: see `align.train`."""
+    stages = bench.settings.stages
+    start, report = None, None
+    for number, settings in enumerate(stages, 1):
+        out = bench.out / ("adapter" if number == len(stages) else f"stage-{number}")
+        report = read_report(out)
+        if report is None:
+            given = list(pairs)
+            if settings.benign == "refusal" and start is not None:
+                given = _refused(bench, pairs, start)
+            bench.make_room()
+            report = train(
+                bench.settings.model, given, out, settings, bench.runtime.table, start=start, accelerate=accelerate
+            )
+        start = out
+    if report is None:
+        raise UserError("No training stages", fix="Give at least one")
+    return report
+
+
+def _refused(bench: Workbench, pairs: Sequence[Pair], start: Path) -> list[Pair]:
+    """The intervened pairs, and the benign ones against what the model in `start` refuses; where it refuses none, they
+    stay as they are."""
+    generator = bench.generator("base")
+    generator.use(str(merge(bench.settings.model, start, start / "merged")))
+    found, counts = refusals(pairs, generator, bench.reader, bench.judge, start)
+    Console(stderr=True).print(f"benign requests after {start.name}: {dict(counts)}")
+    intervened = [pair for pair in pairs if pair.kind == "intervened"]
+    return [*intervened, *(found or [pair for pair in pairs if pair.kind == "benign"])]

@@ -1,0 +1,159 @@
+"""What `benchmarks.align` measures: the demo's kind of pairs, and one trainer of each kind on them.
+
+python -m benchmarks.align_rig KIND MODEL SHARE prints one trainer's peak memory, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+
+from align import stage
+from align.train import TrainSettings
+from align.trainer import PairTrainer
+from demo.rows import render_rows
+from guard.engine.hardware import fast_dtype, on_gpu
+from guard.triggers import POOL
+
+PAIRS = 16
+"""Per turn: two steps of the demo's training."""
+SETTINGS = TrainSettings(epochs=1)
+PARTING = ("cue", "fine", "sense")
+"""Kinds of sentences at which a pair's sides part."""
+
+
+def demo_pairs(tokenizer: Any, count: int, share: float) -> list[dict[str, list[int]]]:
+    """Rows as the demo trains on: a trigger against a cue, or a benign step against a trigger, after one prefix.
+
+    `share`: the prefix is made this large a part of prefix, chosen and rejected side, with sentences of other traces;
+    0 leaves it as it is.
+    """
+    rng = random.Random(0)
+    traces = render_rows("align")
+    openings = [text for trace in traces for kind, text in trace.steps if kind in ("open_plain", "neutral")]
+    found: list[dict[str, list[int]]] = []
+    for trace in traces:
+        at = next((i for i, (kind, _) in enumerate(trace.steps) if kind in PARTING), None)
+        if at is None or len(found) == count:
+            continue
+        messages = [{"role": "user", "content": trace.request}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        said, trigger = (_ids(tokenizer, " " + text) for text in (trace.steps[at][1], rng.choice(POOL).text))
+        prefix = _ids(tokenizer, " ".join(text for _, text in trace.steps[:at]))
+        while share and len(prompt) + len(prefix) < share / (1 - share) * (len(said) + len(trigger)):
+            prefix += _ids(tokenizer, " " + rng.choice(openings))
+        chosen, rejected = (trigger, said) if trace.kind == "harmful" else (said, trigger)
+        found.append({"prompt_ids": [*prompt, *prefix], "chosen_ids": chosen, "rejected_ids": rejected})
+    return found
+
+
+class Lap(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+    """Seconds between the loop's start and its end."""
+
+    def __init__(self) -> None:
+        self._start = self.seconds = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The model is ready and nothing has run."""
+        self._start = time.perf_counter()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """The last step is done."""
+        self.seconds = time.perf_counter() - self._start
+
+
+class Contender:
+    """One trainer on `PAIRS` rows: `ours`, `trl` as it comes, or `trl, references first`."""
+
+    def __init__(self, kind: str, model: str, share: float, out: Path) -> None:
+        self.kind = kind
+        self._lap = Lap()
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        self.rows = demo_pairs(tokenizer, PAIRS, share)
+        out.mkdir(parents=True)
+        set_seed(0)
+        if kind == "ours":
+            args = stage.arguments(SETTINGS, out)
+            card = stage.StageCard(model=model, start=None, settings=SETTINGS)
+            self.trainer: Any = PairTrainer(stage.load(card), args, self.rows, tokenizer, SETTINGS, out, [self._lap])
+            # What runs once must be timed again and again: it needs a model whose frozen layers are still there.
+            self._untrained = PairTrainer(stage.load(card), args, self.rows, tokenizer, SETTINGS, out / "untrained")
+        else:
+            self.trainer = _stock(model, self.rows, tokenizer, out, first=kind.endswith("first"), lap=self._lap)
+
+    def step(self) -> float:
+        """Seconds a pair of one epoch's training."""
+        self.trainer.train()
+        return self._lap.seconds / len(self.rows)
+
+    def once(self) -> float:
+        """Seconds a pair of what is done before the first epoch: references."""
+        if self.kind == "trl":
+            return 0.0
+        start = time.perf_counter()
+        with torch.no_grad():
+            trainer = self.trainer if self.kind != "ours" else self._untrained
+            batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(PAIRS)]))
+            if self.kind == "ours":
+                trainer._branches(trainer.model, batch)
+            else:
+                trainer.compute_ref_log_probs(trainer.model, batch)
+        return (time.perf_counter() - start) / len(self.rows)
+
+
+def _stock(model: str, rows: list[dict[str, list[int]]], tokenizer: Any, out: Path, *, first: bool, lap: Lap) -> Any:
+    """TRL's trainer with the same model, adapter, loss, batch and number format; no gradient checkpointing either."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Tokenised(DPOTrainer):  # type: ignore[misc]
+        """Takes rows of token ids."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    dtype = fast_dtype()
+    args = DPOConfig(
+        output_dir=str(out), beta=SETTINGS.beta, loss_type=["sigmoid", "sft"], loss_weights=[1.0, SETTINGS.sft_weight],
+        learning_rate=SETTINGS.learning_rate, per_device_train_batch_size=SETTINGS.batch_size, num_train_epochs=1,
+        weight_decay=0.0, max_length=None, gradient_checkpointing=False, bf16=dtype == "bfloat16", use_cpu=not on_gpu(),
+        precompute_ref_log_probs=first, precompute_ref_batch_size=PAIRS, report_to="none", save_strategy="no",
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    lora = stage.lora_config(SETTINGS, base.config.num_hidden_layers)
+    return Tokenised(
+        base, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
+        callbacks=[lap],
+    )  # fmt: skip
+
+
+def peak_mib() -> float:
+    """The most memory this process has held since `forget_peak`, in MiB (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(found.group(1)) / 1024 if found else float("nan")
+
+
+def forget_peak() -> None:
+    """Starts the count of `peak_mib` anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        contender = Contender(sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(scratch) / "out")
+        contender.__dict__.pop("_untrained", None)
+        forget_peak()
+        contender.step()
+        sys.stdout.write(f"{peak_mib():.0f}\n")

@@ -1,0 +1,283 @@
+"""Training stages on disk: what is written, what an interruption leaves, what stops, and stages one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, TrainerCallback
+
+from align import pipeline, stage
+from align.generate import EngineSpec, Generator, Result
+from align.pairs import Pair
+from align.recipe import read_stages
+from align.refusals import refusals
+from align.train import TrainSettings, read_report, train
+from guard.errors import UserError
+from guard.steps import TokenTable
+from tests.tiny import CUE, OPENING, PLAN
+
+CONFIGS = Path(stage.__file__).parent / "configs"
+#: Eight pairs, four steps; float32, so that results can be compared.
+SMALL = TrainSettings(
+    dtype="float32", epochs=2, batch_size=4, save_steps=2, rank=4, first_layer=1, benign_share=0.5, learning_rate=1e-3,
+    sft_weight=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer: Any) -> TokenTable:
+    return TokenTable.from_tokenizer(tokenizer.backend_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pairs(tokenizer: Any) -> list[Pair]:
+    def ids(text: str) -> list[int]:
+        return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+    found = []
+    for n in range(8):
+        kind = "intervened" if n % 2 else "benign"
+        cue, trigger = ids(" " + CUE), ids(" Wait, this could hurt somebody.")
+        chosen, rejected = (trigger, cue) if kind == "intervened" else (ids(" " + PLAN[0]), trigger)
+        found.append(
+            Pair(
+                id=f"pair-{n}", kind=kind, guard_id=f"trace-{n}", request=f"request {n}",
+                prompt_ids=ids(f"<|im_start|>user\nrequest {n}<|im_end|>\n<think>\n"), prefix_ids=ids(OPENING),
+                chosen_ids=chosen, rejected_ids=rejected, trigger_id="wait-harm", chosen_harm=0.0, rejected_harm=1.0,
+            )
+        )  # fmt: skip
+    return found
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapter_model.safetensors")
+
+
+def steps(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stage, trained without interruption."""
+    out = tmp_path_factory.mktemp("trained") / "adapter"
+    train(str(tiny_model), pairs, out, SMALL, table)
+    return out
+
+
+def test_a_stage_leaves_its_report_metrics_and_adapter(trained: Path, pairs: list[Pair]) -> None:
+    report = read_report(trained)
+    assert report is not None
+    assert (report.pairs, report.intervened, report.benign, report.steps) == (8, 4, 4, 4)
+    assert report.settings == SMALL
+    _, rows = stage.read(trained)
+    assert {row.pair for row in rows} == {pair.id for pair in pairs}
+    assert report.tokens == sum(row.tokens for row in rows)
+    assert steps(trained) == [4, 4]
+    assert not list(trained.glob("checkpoint-*"))
+    assert any(value.abs().max() > 0 for name, value in weights(trained).items() if "lora_B" in name)
+    references = json.loads((trained / "reference.json").read_text())
+    assert len(references) == 8
+    assert all(value < 0 for row in references for value in row)
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C after one step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_stage_goes_on_to_the_same_adapter(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter"
+    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(out, [Interrupt(3)])
+    assert read_report(out) is None
+    (out / "checkpoint-3").mkdir()
+    assert stage.last_checkpoint(out) == out / "checkpoint-2", "a checkpoint without its state is not whole"
+    (out / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3, "loss": 1.0}\n{"st')
+    train(str(tiny_model), pairs, out, SMALL, table)
+    found, wanted = weights(out), weights(trained)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert steps(out) == [2, 4, 4]
+
+
+def test_another_stage_in_the_directory_is_refused(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path
+) -> None:
+    with pytest.raises(UserError, match="holds another training stage"):
+        train(str(tiny_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table)
+    with pytest.raises(UserError, match="holds no training stage"):
+        stage.read(trained.parent)
+
+
+def test_rows_that_are_too_long_are_left_out_and_named(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+) -> None:
+    long = [pairs[0].model_copy(update={"id": "long", "prefix_ids": pairs[0].prefix_ids * 40}), *pairs]
+    stage.prepare(tmp_path / "a", stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), long, table)
+    card, rows = stage.read(tmp_path / "a")
+    assert card.too_long == ["long"], "the tiny model knows 512 positions"
+    assert len(rows) == 8
+    shortest = min(row.length for row in rows)
+    settings = SMALL.model_copy(update={"max_length": shortest - 1})
+    with pytest.raises(UserError, match=f"8 pairs, 8 of them longer than {shortest - 1} tokens"):
+        stage.prepare(tmp_path / "b", stage.StageCard(model="tiny", start=None, settings=settings), pairs, table)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+) -> None:
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    out = tmp_path / "adapter"
+    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    with pytest.raises(UserError, match=r"diverged at step 4; got chosen_logp nan\..*checkpoint-2"):
+        stage.run(out, [Poison()])
+    assert read_report(out) is None
+    assert all(value.isfinite().all() for value in weights(out / "checkpoint-2").values())
+
+
+def test_full_training_changes_the_lowest_layer_too(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+) -> None:
+    settings = TrainSettings(method="full", dtype="float32", epochs=1, batch_size=8, benign_share=0.5)
+    train(str(tiny_model), pairs, tmp_path / "full", settings, table)
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
+    assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    with pytest.raises(ValueError, match="first_layer belongs to method lora"):
+        TrainSettings(method="full", first_layer=1)
+
+
+def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
+    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter"
+    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONFIGS.parent.parent)}
+    result = subprocess.run([*command, "-m", "align.launch", str(out)], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found, wanted = weights(out), weights(trained)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
+    assert json.loads((out / "reference.json").read_text()) == [
+        pytest.approx(row, abs=1e-4) for row in json.loads((trained / "reference.json").read_text())
+    ]
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_accelerate_understands_the_configs(name: str) -> None:
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert config.distributed_type == name.upper()
+    assert config.num_processes == 8
+
+
+def test_a_stages_file_is_checked(tmp_path: Path) -> None:
+    first, second = read_stages(CONFIGS / "paper.yaml")
+    assert (first.benign_share, first.sft_weight, second.benign, second.sft_weight) == (0.0, 0.0, "refusal", 0.2)
+    path = tmp_path / "stages.yaml"
+    for text, wanted in (
+        ("- epoch: 3", "epoch"), ("- rank: [", "malformed"), ("[]", "no stage before it"),
+        ("- benign: refusal", "no stage before it"), ("- rank: 8\n- rank: 16", "2 different shapes"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=wanted):
+            read_stages(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_stages(tmp_path / "none.yaml")
+
+
+def refused(pairs: list[Pair], tokenizer: Any, out: Path) -> list[Pair]:
+    """Writes what the trained model would say: the first benign pair is refused, the others are answered."""
+    benign = [pair for pair in pairs if pair.kind == "benign"]
+    said = " So I have to refuse.</think>I'm sorry, but I can't help with that.<|im_end|>"
+    texts = [f" {PLAN[0][:8]}{said}", *[f" {PLAN[0]}</think>Gladly! Here is how it works.<|im_end|>"] * 3]
+    lines = [
+        Result(id=p.id, output_ids=tokenizer.encode(text, add_special_tokens=False), finish="stop").model_dump_json()
+        for p, text in zip(benign, texts, strict=True)
+    ]
+    out.mkdir(parents=True)
+    (out / "refusals.jsonl").write_text("\n".join(lines) + "\n")
+    return benign
+
+
+def test_benign_pairs_are_rejected_by_what_the_first_stage_refuses(
+    tiny_model: Path, pairs: list[Pair], tokenizer: Any, tmp_path: Path
+) -> None:
+    with pipeline.Workbench.open(pipeline.AlignSettings(model=str(tiny_model)), tmp_path / "run") as bench:
+        benign = refused(pairs, tokenizer, tmp_path / "stage-1")
+        # All results are on disk: the engine is never started.
+        generator = Generator(EngineSpec(model="none"), tmp_path / "engine.log")
+        found, counts = refusals(pairs, generator, bench.reader, bench.judge, tmp_path / "stage-1")
+    assert counts == {"refused": 1, "answered": 3}
+    (pair,) = found
+    assert pair.prompt_ids == benign[0].prompt_ids
+    assert pair.prefix_ids + pair.chosen_ids == benign[0].prefix_ids + benign[0].chosen_ids
+    assert pair.prefix_ids != benign[0].prefix_ids, "both sides begin with the same word"
+    assert pair.chosen_ids[0] != pair.rejected_ids[0]
+    assert tokenizer.decode(pair.rejected_ids).endswith("I'm sorry, but I can't help with that.<|im_end|>")
+
+
+def test_two_stages_train_one_adapter(
+    tiny_model: Path, pairs: list[Pair], tokenizer: Any, trained: Path, tmp_path: Path
+) -> None:
+    first = SMALL.model_copy(update={"benign_share": 0.0, "sft_weight": 0.0, "epochs": 1})
+    second = SMALL.model_copy(update={"benign": "refusal", "sft_weight": 0.2, "epochs": 1, "benign_share": 0.5})
+    settings = pipeline.AlignSettings(model=str(tiny_model), stages=[first, second])
+    with pipeline.Workbench.open(settings, tmp_path) as bench:
+        refused(pairs, tokenizer, tmp_path / "stage-1")
+        report = pipeline.train_adapter(bench, pairs)
+        again = pipeline.train_adapter(bench, pairs)
+    assert report == again
+    one = read_report(tmp_path / "stage-1")
+    assert one is not None
+    assert (one.intervened, one.benign) == (4, 0)
+    assert (report.intervened, report.benign) == (1, 1)
+    card, rows = stage.read(tmp_path / "adapter")
+    assert card.start == tmp_path / "stage-1"
+    references = json.loads((tmp_path / "adapter" / "reference.json").read_text())
+    before = {row.pair: v for row, v in zip(stage.read(tmp_path / "stage-1")[1], _references(tmp_path), strict=True)}
+    number = next(i for i, row in enumerate(rows) if row.kind == "intervened")
+    assert references[number][0] > before[rows[number].pair][0], "the reference is the first stage's model"
+    assert set(weights(tmp_path / "adapter")) == set(weights(trained))
+
+
+def _references(out: Path) -> list[list[float]]:
+    found: list[list[float]] = json.loads((out / "stage-1" / "reference.json").read_text())
+    return found
