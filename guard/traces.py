@@ -106,6 +106,8 @@ class Trace(BaseModel):
     model: str
     tokenizer_hash: str
     request: str
+    tenant: str = ""
+    """On whose behalf the request came, as far as whoever serves knows tenants; pairs have quotas per tenant."""
     prompt_ids: list[int]
     output_ids: list[int]
     steps: list[StepRecord]
