@@ -119,7 +119,9 @@ def read_prompts(where: str) -> list[Prompt]:
             found.append(Prompt.model_validate(row))
         except ValidationError as error:
             raise UserError(
-                f"Prompts {where}, row {number}", got=row, wanted='{"request": text, "tenant": text (optional)}'
+                f"Prompts {where}, row {number}",
+                got=repr(row)[:80],
+                wanted='{"request": text, "tenant": text (optional)}',
             ) from error
     return found
 
@@ -140,4 +142,4 @@ def _json(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         # Told with its row number by whoever validates it.
-        return line
+        return line.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -80,6 +81,9 @@ def test_prompts_give_pairs_in_rounds_within_the_papers_budget(vllm_server: Serv
     assert card["generations"] == {
         "total": 15 + later_rounds, "requests": 1, "mean": 15.0 + later_rounds, "most": 15 + later_rounds, "limit": 18,
     }  # fmt: skip
+    assert card["pairs_sha256"] == hashlib.sha256((run.out / "pairs.jsonl").read_bytes()).hexdigest()
+    assert (card["requests"], card["tenants"], card["largest_tenant"]["n"]) == (1, 1, len(pairs))
+    assert card["interventions"] == {str(k): v for k, v in Counter(len(p.interventions) for p in pairs).items()}
     text = (run.out / "pairs.md").read_text()
     assert f"{15 + later_rounds} continuations for 1 requests" in text
     for secret in (REQUEST, CUE, REFUSAL_STEP):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ REQUESTS = [REQUEST, *(f"How do I break into a parked car, way {n}?" for n in ra
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two CPUs, for the time of these tests."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
     ray.init(
