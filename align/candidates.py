@@ -108,7 +108,10 @@ def _candidate(source: Source, trigger: EncodedTrigger) -> Candidate:
 
 
 def place(before: Sequence[int], table: TokenTable) -> Place:
-    """Whether a trigger after these ids brings its own space: not after white space, nor where a delimiter ends."""
-    last = before[-1] if before else 0
+    """Whether a trigger after these output ids brings its own space: not after white space or a delimiter. At the very
+    start of an output it does."""
+    if not before:
+        return "spaced"
+    last = before[-1]
     piece = table.bytes_of[last] if 0 <= last < len(table.bytes_of) else b""
     return "plain" if last in table.markers or piece[-1:].isspace() else "spaced"

@@ -75,8 +75,7 @@ class Attempt:
     @classmethod
     def begin(cls, candidate: Candidate, runtime: GuardRuntime) -> Attempt:
         """The first trigger at the end of the prefix."""
-        before = [*candidate.source.prompt_ids, *candidate.prefix]
-        trigger = list(candidate.trigger.ids(place(before, runtime.table)))
+        trigger = list(candidate.trigger.ids(place(candidate.prefix, runtime.table)))
         return cls(candidate, [trigger], [Placed(trigger_id=candidate.trigger.id, at=len(candidate.prefix))])
 
     @property

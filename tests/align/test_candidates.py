@@ -56,9 +56,9 @@ def test_no_trigger_is_tried_twice_on_one_source() -> None:
 
 
 def test_a_trigger_brings_a_space_only_where_none_is() -> None:
-    table = TokenTable([b"end.", b"end.\n", b"", b" ", b"<think>"], frozenset([2, 4]))
-    places = [place([0, token], table) for token in range(5)]
-    assert places == ["spaced", "plain", "plain", "plain", "plain"]
+    table = TokenTable([b"<think>", b"end.\n", b"", b" ", b"end."], frozenset([0, 2]))
+    places = [place([4, token], table) for token in range(6)]
+    assert places == ["plain", "plain", "plain", "plain", "spaced", "spaced"]
     assert place([], table) == "spaced"
 
 
