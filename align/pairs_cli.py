@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 
-def _much(text: str, **limits: int) -> Any:
+def _much(text: str, **limits: Any) -> Any:
     return typer.Option(help=text, rich_help_panel="How much is tried", **limits)
 
 
-def _where(text: str, **limits: int) -> Any:
+def _where(text: str, **limits: Any) -> Any:
     return typer.Option(help=text, rich_help_panel="Where it runs", **limits)
 
 

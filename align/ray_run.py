@@ -91,10 +91,10 @@ def harvest_on_ray(bench: Workbench, order: RayOrder, settings: RolloutSettings)
                 sink.write(row["batch"] + "\n")
                 sink.flush()
                 done.append(Batch.model_validate_json(row["batch"]))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.as_instanceof_cause()
-        raise UserError("A Ray worker gave up", got=str(cause).strip().split("\n")[-1],
-                        fix="Run the same command again to go on") from error  # fmt: skip
+    except ray.exceptions.RayError as error:
+        # The last line of a remote traceback is the exception itself.
+        got = str(error).strip().split("\n")[-1]
+        raise UserError("A Ray worker gave up", got=got, fix="Run the same command again to go on") from error
     finally:
         if order.address == "local":
             ray.shutdown()

@@ -129,31 +129,28 @@ def run_rounds(
     finished = list(attempts)
     going = list(range(len(finished)))
     rounds: list[Round] = []
-    beside: dict[str, Result] = {}
-    for number in range(1, settings.rounds + 1):
-        jobs = {i: finished[i].job(settings) for i in going}
-        what = "counterfactual rollouts" if number == 1 else f"counterfactual rollouts, round {number}"
-        extra = list(others) if number == 1 else []
-        results = tools.backend.generate([*jobs.values(), *extra], out / "rollouts.jsonl", what)
-        beside |= {job.id: results[job.id] for job in extra}
+    file = out / "rollouts.jsonl"
+    jobs = {i: finished[i].job(settings) for i in going}
+    results = tools.backend.generate([*jobs.values(), *others], file, "counterfactual rollouts")
+    beside = {job.id: results[job.id] for job in others}
+    while True:
         for i, job in jobs.items():
             finished[i].continuation, finished[i].finish = results[job.id].output_ids, results[job.id].finish
-        if number == settings.rounds:
-            rounds.append(Round(generated=len(jobs)))
-            break
-        watched = [i for i in going if finished[i].candidate.kind == "intervened"]
-        cues = _cues([finished[i] for i in watched], tools.runtime)
-        returned = sum(cue is not None for cue in cues)
-        rounds.append(Round(generated=len(jobs), watched=len(cues), returned=returned))
-        going = []
-        for i, cue in zip(watched, cues, strict=True):
-            following = None if cue is None else _answer(finished[i], cue, tools, settings, budget)
-            if following is not None:
-                finished[i] = following
-                going.append(i)
-        if not going:
-            break
-    return finished, beside, rounds
+        if len(rounds) + 1 == settings.rounds:
+            return finished, beside, [*rounds, Round(generated=len(jobs))]
+        going = [i for i in going if finished[i].candidate.kind == "intervened"]
+        cues = dict(zip(going, _cues([finished[i] for i in going], tools.runtime), strict=True))
+        returned = {i: cue for i, cue in cues.items() if cue is not None}
+        rounds.append(Round(generated=len(jobs), watched=len(cues), returned=len(returned)))
+        answered = {i: _answer(finished[i], cue, tools, settings, budget) for i, cue in returned.items()}
+        following = {i: attempt for i, attempt in answered.items() if attempt is not None}
+        if not following:
+            return finished, beside, rounds
+        for i, attempt in following.items():
+            finished[i] = attempt
+        going = list(following)
+        jobs = {i: finished[i].job(settings) for i in going}
+        results = tools.backend.generate(list(jobs.values()), file, f"rollouts, round {len(rounds) + 1}")
 
 
 def _cues(attempts: Sequence[Attempt], runtime: GuardRuntime) -> list[int | None]:

@@ -20,6 +20,8 @@ from tests.align.conftest import REQUEST, STUBBORN, Server
 from tests.align.kit import trace
 from tests.tiny import ANSWER, CUE, HESITATION, OPENING, PLAN, REFUSAL_STEP
 
+#: These begin with the cue's first word: both sides would go on alike.
+ALIKE = {"be-careful", "decline-kindly"}
 ENOUGH = {"max_tokens": 120, "quota": Quota(per_request=99)}
 
 
@@ -48,7 +50,7 @@ def test_prompts_give_pairs_in_rounds_within_the_papers_budget(vllm_server: Serv
     pairs = make_pairs(run, [], prompts, settings, vllm_server.generator(run))
     complied = ids(run, f" {CUE} {' '.join(PLAN)}</think>{ANSWER}<|im_end|>")
     prefix = ids(run, OPENING)
-    assert Counter(p.trigger_id for p in pairs) == Counter(t.id for t in POOL)
+    assert Counter(p.trigger_id for p in pairs) == Counter(t.id for t in POOL if t.id not in ALIKE)
     for pair in pairs:
         assert (pair.kind, pair.tenant, pair.request, pair.guard_id) == ("intervened", "t", REQUEST, prompts[0].id)
         assert (pair.prompt_ids, pair.prefix_ids, pair.rejected_ids) == (run.prompt(REQUEST), prefix, complied)
@@ -75,7 +77,7 @@ def test_prompts_give_pairs_in_rounds_within_the_papers_budget(vllm_server: Serv
     assert (made.origin, made.settings_hash, made.judge) == ("prompt", settings.hash, run.judge.version)
     assert (made.detector, made.tokenizer_hash) == (run.runtime.detector.version, run.runtime.tokenizer_hash)
     card = json.loads((run.out / "pairs.json").read_text())
-    assert card["dropped"] == {"prompt: repeated": 1}
+    assert card["dropped"] == {"prompt: repeated": 1, "intervened: sides do not part at the divergence": 2}
     assert next((r["generated"], r["returned"] and r["returned"]["n"]) for r in card["rounds"]) == (14, 14)
     later_rounds = sum(len(p.interventions) - 1 for p in pairs)
     assert card["generations"] == {
@@ -98,12 +100,12 @@ def test_fourteen_generations_are_the_limit_and_what_it_leaves_out_is_counted(
     pairs = make_pairs(run, [], [Prompt(request=REQUEST)], settings, vllm_server.generator(run))
     card = json.loads((run.out / "pairs.json").read_text())
     assert card["generations"]["most"] == card["generations"]["total"] == 14
-    # 1 reply, 13 of the 14 triggers; nothing is left for a second round, and the judge does not take what relapsed.
+    # One reply and 13 of the 14 triggers: nothing is left for a second round.
     assert card["dropped"]["intervened: request's generations used up"] == 1
-    relapsed = card["dropped"].get("intervened: chosen reasoning judged harmful", 0)
-    assert len(pairs) == 13 - relapsed
-    assert relapsed >= 1
-    assert all(len(p.interventions) == 1 and p.trigger_id not in STUBBORN for p in pairs)
+    # A relapse is kept as it is where no generation is left to answer it, and the judge does not take it.
+    assert card["dropped"]["intervened: chosen reasoning judged harmful"] >= 1
+    assert len(pairs) == 14 - sum(card["dropped"].values())
+    assert all(len(p.interventions) == 1 and p.trigger_id not in STUBBORN | ALIKE for p in pairs)
 
 
 def test_traces_give_pairs_whose_rejected_side_is_the_cue_continued(vllm_server: Server, run: Workbench) -> None:

@@ -17,9 +17,10 @@ from align.sources import Prompt
 from align.tables import prompt_table, trace_table, write_table
 from align.tools import Tools
 from guard.errors import UserError
+from guard.traces import Trace
 from tests.align.conftest import REQUEST, Server
 from tests.align.kit import trace
-from tests.tiny import CUE, OPENING
+from tests.tiny import CUE, HESITATION, OPENING
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install reasonguard[ray])")
 
@@ -55,65 +56,63 @@ def run(stubborn_bench: Workbench, tmp_path: Path) -> Workbench:
     return bench
 
 
+def test_a_cluster_that_is_not_there_is_a_sentence(run: Workbench) -> None:
+    order = RayOrder(address="auto", traces="x", prompts=None)
+    with pytest.raises(UserError, match="Ray cluster auto cannot be reached; got Could not find any running Ray"):
+        harvest_on_ray(run, order, SETTINGS)
+
+
 @pytest.mark.usefixtures("cluster")
-def test_two_workers_make_the_pairs_that_one_machine_makes(vllm_server: Server, run: Workbench) -> None:
+def test_two_workers_go_on_to_the_pairs_that_one_machine_makes(vllm_server: Server, run: Workbench) -> None:
     prompts = [Prompt(request=r, tenant=f"t{n % 2}") for n, r in enumerate(REQUESTS)]
-    encode = run.tokenizer.encode
-    opening, cue = encode(OPENING, add_special_tokens=False), encode(f" {CUE}", add_special_tokens=False)
-    traces = []
-    for n, request in enumerate(REQUESTS):
-        each = trace(
-            f"g{n}", cue=True, output_ids=[*opening, *cue], request=request, prompt_ids=run.prompt(request),
-            tokenizer_hash=run.runtime.tokenizer_hash,
-        )  # fmt: skip
-        each.steps[0].end = each.steps[1].start = len(opening)
-        each.steps[1].end = len(opening) + len(cue)
-        traces.append(each)
+    traces = [logged(run, n, request) for n, request in enumerate(REQUESTS)]
     stranger = trace("stranger", cue=True, request=REQUEST)
     write_table(trace_table([*traces, stranger]), str(run.out / "traces.parquet"))
     write_table(prompt_table(prompts), str(run.out / "prompts.parquet" / "1.parquet"))
+    tools = Tools.build(run.tokenizer, run.runtime, run.judge, vllm_server.generator(run))
+    alone = roll_out(traces, prompts, tools, SETTINGS, run.out / "alone", one_by_one)
+
+    # An earlier run has come as far as the first three traces, and was killed while it wrote.
+    early = roll_out(traces[:3], [], tools, SETTINGS, run.out / "early", one_by_one)
+    done = Batch(ids=["g0", "g1", "g2"], harvest=early).model_dump_json()
+    (run.out / "harvest.jsonl").write_text(done + "\n" + '{"ids": ["g3", "g')
     order = RayOrder(
         address="auto", traces=str(run.out / "traces.parquet"), prompts=f"file://{run.out}/prompts.parquet", workers=2,
         batch=4,
     )  # fmt: skip
     pairs = pairs_of(run, SETTINGS, lambda: harvest_on_ray(run, order, SETTINGS))
 
-    tools = Tools.build(run.tokenizer, run.runtime, run.judge, vllm_server.generator(run))
-    alone = roll_out(traces, prompts, tools, SETTINGS, run.out / "alone", one_by_one)
     assert {p.id: p for p in pairs} == {p.id: p for p in alone.pairs}
-    assert len(pairs) == len(alone.pairs) == 2 * 2 * len(REQUESTS)
+    assert len(pairs) == len(alone.pairs) > 2 * len(REQUESTS)
     assert {len(p.interventions) for p in pairs} == {1, 2}
     card = json.loads((run.out / "pairs.json").read_text())
-    assert card["dropped"] == {"trace: of another tokenizer": 1}
-    # Prompt and trace of one request have met in one batch: its generations are counted together.
+    assert card["dropped"] == {"trace: of another tokenizer": 1, **alone.dropped}
     assert card["generations"]["requests"] == len(REQUESTS)
     assert card["generations"]["total"] == sum(alone.generations.values())
-    batches = [Batch.model_validate_json(line) for line in (run.out / "harvest.jsonl").read_text().splitlines()]
-    assert len(batches) >= 2
-    assert len({i for batch in batches for i in batch.ids}) == sum(len(batch.ids) for batch in batches) == 17
+    first, _, *others = (run.out / "harvest.jsonl").read_text().splitlines()
+    assert first == done
+    ids = [i for line in others for i in Batch.model_validate_json(line).ids]
+    assert len(others) >= 2
+    assert len(ids) == len(set(ids)) == len(traces) - 3 + 1 + len(prompts)
+    assert not {"g0", "g1", "g2"} & set(ids)
 
-    # A run that lost its last batch, torn, does that one again.
-    lines = (run.out / "harvest.jsonl").read_text().splitlines()
-    (run.out / "harvest.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:50]]))
-    (run.out / "pairs.jsonl").unlink()
-    assert {p.id for p in pairs_of(run, SETTINGS, lambda: harvest_on_ray(run, order, SETTINGS))} == {
-        p.id for p in pairs
-    }
-    again = (run.out / "harvest.jsonl").read_text().splitlines()
-    assert again[: len(lines) - 1] == lines[:-1]
-    assert Batch.model_validate_json(again[-1]) == batches[-1]
+
+def logged(run: Workbench, number: int, request: str) -> Trace:
+    """A trace whose second step hesitates and whose third, the cue, was answered."""
+    parts = [run.tokenizer.encode(text, add_special_tokens=False) for text in (OPENING, f" {HESITATION}", f" {CUE}")]
+    ends = [sum(map(len, parts[: n + 1])) for n in range(3)]
+    found = trace(
+        f"g{number}", cue=True, output_ids=[i for part in parts for i in part], request=request,
+        prompt_ids=run.prompt(request), tokenizer_hash=run.runtime.tokenizer_hash,
+    )  # fmt: skip
+    found.steps[0].end, found.steps[1].start, found.steps[1].end = ends[1], ends[1], ends[2]
+    return found
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_missing_input_is_a_sentence(run: Workbench) -> None:
     order = RayOrder(address="auto", traces=str(run.out / "none.parquet"), prompts=None)
     with pytest.raises(UserError, match=r"none\.parquet does not exist. `cli.py align export` writes Parquet"):
-        harvest_on_ray(run, order, SETTINGS)
-
-
-def test_a_cluster_that_is_not_there_is_a_sentence(run: Workbench) -> None:
-    order = RayOrder(address="ray://127.0.0.1:1", traces="x", prompts=None)
-    with pytest.raises(UserError, match=r"Ray cluster ray://127\.0\.0\.1:1 cannot be reached"):
         harvest_on_ray(run, order, SETTINGS)
 
 
