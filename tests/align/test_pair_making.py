@@ -45,7 +45,7 @@ def said(bench: Workbench, trigger: str) -> list[int]:
 
 
 def test_prompts_give_pairs_in_rounds_within_the_papers_budget(vllm_server: Server, run: Workbench) -> None:
-    settings = RolloutSettings(triggers=14, rounds=3, max_generations=18, **ENOUGH)
+    settings = RolloutSettings(triggers=14, rounds=3, max_generations=20, **ENOUGH)
     prompts = [Prompt(request=REQUEST, tenant="t"), Prompt(request=REQUEST, tenant="t")]
     pairs = make_pairs(run, [], prompts, settings, vllm_server.generator(run))
     complied = ids(run, f" {CUE} {' '.join(PLAN)}</think>{ANSWER}<|im_end|>")
@@ -81,7 +81,7 @@ def test_prompts_give_pairs_in_rounds_within_the_papers_budget(vllm_server: Serv
     assert next((r["generated"], r["returned"] and r["returned"]["n"]) for r in card["rounds"]) == (14, 14)
     later_rounds = sum(len(p.interventions) - 1 for p in pairs)
     assert card["generations"] == {
-        "total": 15 + later_rounds, "requests": 1, "mean": 15.0 + later_rounds, "most": 15 + later_rounds, "limit": 18,
+        "total": 15 + later_rounds, "requests": 1, "mean": 15.0 + later_rounds, "most": 15 + later_rounds, "limit": 20,
     }  # fmt: skip
     assert card["pairs_sha256"] == hashlib.sha256((run.out / "pairs.jsonl").read_bytes()).hexdigest()
     assert (card["requests"], card["tenants"], card["largest_tenant"]["n"]) == (1, 1, len(pairs))
