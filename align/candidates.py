@@ -51,14 +51,21 @@ class RolloutSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prefix and the trigger that is tried at its end. `kept`: the source's own continuation after the prefix."""
+    """A source and the trigger that is tried at the end of its prefix."""
 
     id: str
-    kind: Kind
     source: Source
-    prefix: list[int]
-    kept: list[int]
     trigger: EncodedTrigger
+
+    @property
+    def kind(self) -> Kind:
+        """The source's."""
+        return self.source.kind
+
+    @property
+    def prefix(self) -> list[int]:
+        """The source's."""
+        return self.source.prefix
 
 
 def candidates(
@@ -86,7 +93,7 @@ def candidates(
             triggers = rng.sample(list(pool), min(settings.triggers, len(pool)))
         else:
             triggers = [rng.choice(list(pool))]
-        found += [_candidate(source, trigger) for trigger in triggers]
+        found += [Candidate(f"{source.id}-{trigger.id}", source, trigger) for trigger in triggers]
     return found, left
 
 
@@ -99,12 +106,6 @@ def one_by_one(
         seed = int.from_bytes(hashlib.blake2b(f"{settings.seed}|{source.id}".encode(), digest_size=8).digest(), "big")
         found += candidates([source], pool, settings.unlimited().model_copy(update={"seed": seed}))[0]
     return found, Counter()
-
-
-def _candidate(source: Source, trigger: EncodedTrigger) -> Candidate:
-    output = source.output_ids
-    kept = output[source.start : source.end]
-    return Candidate(f"{source.id}-{trigger.id}", source.kind, source, output[: source.start], kept, trigger)
 
 
 def place(before: Sequence[int], table: TokenTable) -> Place:

@@ -138,7 +138,7 @@ def _cue_id(candidate: Candidate) -> str:
 
 def _cue_job(candidate: Candidate, settings: RolloutSettings) -> Job:
     """The cue continued without a guard: the side of an intervened source that its trace does not hold."""
-    prompt = [*candidate.source.prompt_ids, *candidate.prefix, *candidate.kept]
+    prompt = [*candidate.source.prompt_ids, *candidate.prefix, *candidate.source.own]
     return Job(id=_cue_id(candidate), prompt_ids=prompt, max_tokens=settings.max_tokens)
 
 
@@ -176,10 +176,10 @@ def _sides(attempt: Attempt, beside: dict[str, Result]) -> Sides:
     candidate = attempt.candidate
     source = candidate.source
     if source.whole:
-        own = Side((candidate.kept,), source.finish)
+        own = Side((candidate.source.own,), source.finish)
     else:
         after = beside[_cue_id(candidate)]
-        own = Side((candidate.kept, after.output_ids), after.finish)
+        own = Side((candidate.source.own, after.output_ids), after.finish)
     return Sides(own, attempt.side) if candidate.kind == "benign" else Sides(attempt.side, own)
 
 

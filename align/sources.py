@@ -17,7 +17,7 @@ from align.cues import Watched, first_cues
 from align.generate import Job, Result
 from guard.runtime import GuardRuntime
 from guard.steps import StepSplitter
-from guard.traces import StepRecord, Trace
+from guard.traces import Trace
 
 OTHER_TOKENIZER = "of another tokenizer"
 Kind = Literal["intervened", "benign"]
@@ -39,7 +39,7 @@ class Prompt(BaseModel):
 
 
 class Source(BaseModel):
-    """One reasoning. `start`, `end` are output indices, half open: what is cut out is `output_ids[start:end]`."""
+    """One reasoning in two parts: what both sides of a pair share, and how it went on by itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,13 +50,12 @@ class Source(BaseModel):
     tenant: str
     request: str
     prompt_ids: list[int]
-    output_ids: list[int]
-    start: int
-    """The divergence: where the cue begins, or the second step of a benign source."""
-    end: int
-    """Where the cue ends, or where the output does when `whole`."""
+    prefix: list[int]
+    """Output ids before the divergence: before the cue, or before the second step of a benign source."""
+    own: list[int]
+    """Output ids after it: the cue alone, or everything there is when `whole`."""
     whole: bool
-    """The output goes on unguarded after `start`: nothing has to be generated for the side that it gives."""
+    """Nothing has to be generated for the side that `own` gives: it was not guarded, or there was nothing to guard."""
     finish: str | None = None
     """Why the output ended (vLLM's word); a trace does not say."""
     policy_hash: str
@@ -80,37 +79,37 @@ def from_traces(traces: Iterable[Trace]) -> tuple[list[Source], Counter[str]]:
         if isinstance(placed, str):
             left[f"trace: {placed}"] += 1
             continue
-        kind, start, end, whole = placed
+        kind, prefix, own, whole = placed
         found.append(
             Source(
                 id=trace.guard_id, origin="trace", kind=kind, tenant=trace.tenant, request=trace.request,
-                prompt_ids=trace.prompt_ids, output_ids=trace.output_ids, start=start, end=end, whole=whole,
+                prompt_ids=trace.prompt_ids, prefix=prefix, own=own, whole=whole,
                 policy_hash=trace.receipt.policy_hash, detector=trace.receipt.detector,
             )
         )  # fmt: skip
     return found, left
 
 
-def _place(trace: Trace) -> tuple[Kind, int, int, bool] | str:
-    """(kind, start, end, whole), or why the trace gives no source."""
-    cue = _cue(trace)
-    if cue is not None:
-        if cue.zone == "answer":
+def _place(trace: Trace) -> tuple[Kind, list[int], list[int], bool] | str:
+    """(kind, prefix, own, whole), or why the trace gives no source."""
+    output, steps, receipt = trace.output_ids, trace.steps, trace.receipt
+    if receipt.interventions:
+        first = receipt.interventions[0]
+        if first.step < len(steps) and steps[first.step].zone == "answer":
             return "cue in the answer"
-        whole = trace.receipt.shadow
-        return "intervened", cue.start, len(trace.output_ids) if whole else cue.end, whole
-    if any(step.cue for step in trace.steps):
+        if first.mode == "substitute":
+            return "intervened", output[: first.at], first.cue_ids, False
+        cue = steps[first.step]
+        return "intervened", output[: cue.start], output[cue.start : cue.end], False
+    seen = next((step for step in steps if step.cue), None)
+    if seen is not None and receipt.shadow and seen.zone == "reasoning":
+        # What followed was not changed: the trace itself shows it.
+        return "intervened", output[: seen.start], output[seen.start :], True
+    if seen is not None:
         return "cue that nothing answered"
-    if len(trace.steps) < 2 or trace.steps[1].zone == "answer":
+    if len(steps) < 2 or steps[1].zone == "answer":
         return "fewer than two steps"
-    return "benign", trace.steps[1].start, len(trace.output_ids), True
-
-
-def _cue(trace: Trace) -> StepRecord | None:
-    """The first cue that was answered, or would have been (shadow mode: what follows it was not changed)."""
-    if trace.receipt.interventions:
-        return trace.steps[trace.receipt.interventions[0].step]
-    return next((step for step in trace.steps if step.cue), None) if trace.receipt.shadow else None
+    return "benign", output[: steps[1].start], output[steps[1].start :], True
 
 
 def unrepeated(prompts: Iterable[Prompt]) -> tuple[list[Prompt], Counter[str]]:
@@ -142,8 +141,8 @@ def from_prompts(
         found.append(
             Source(
                 id=prompt.id, origin="prompt", kind="benign" if cue is None else "intervened", tenant=prompt.tenant,
-                request=prompt.request, prompt_ids=job.prompt_ids, output_ids=reply.output_ids, start=start,
-                end=len(reply.output_ids), whole=True, finish=reply.finish, policy_hash=runtime.policy.hash,
+                request=prompt.request, prompt_ids=job.prompt_ids, prefix=reply.output_ids[:start],
+                own=reply.output_ids[start:], whole=True, finish=reply.finish, policy_hash=runtime.policy.hash,
                 detector=runtime.detector.version,
             )
         )  # fmt: skip

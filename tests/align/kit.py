@@ -33,7 +33,6 @@ def source(name: str = "s", **changes: Any) -> Source:
     """An intervened source of a trace: prefix 10..12, cue 13..15."""
     fields: dict[str, Any] = {
         "id": name, "origin": "trace", "kind": "intervened", "tenant": "", "request": f"r-{name}", "prompt_ids": [1, 2],
-        "output_ids": list(range(10, 20)), "start": 3, "end": 6, "whole": False, "policy_hash": "hash",
-        "detector": "det",
+        "prefix": [10, 11, 12], "own": [13, 14, 15], "whole": False, "policy_hash": "hash", "detector": "det",
     }  # fmt: skip
     return Source.model_validate(fields | changes)

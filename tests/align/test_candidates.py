@@ -36,8 +36,8 @@ def test_the_same_seed_gives_the_same_candidates_for_ever(settings: RolloutSetti
         f"benign: source over the limit of {settings.max_benign}": 10 - (settings.max_benign or 0),
     }
     by_kind = {c.kind: c for c in found}
-    assert (by_kind["intervened"].prefix, by_kind["intervened"].kept) == ([10, 11, 12], [13, 14, 15])
-    assert (by_kind["benign"].prefix, by_kind["benign"].kept) == ([10, 11, 12], [13, 14, 15, 16, 17, 18, 19])
+    assert (by_kind["intervened"].prefix, by_kind["intervened"].source.own) == ([10, 11, 12], [13, 14, 15])
+    assert (by_kind["benign"].prefix, by_kind["benign"].source.own) == ([10, 11, 12], [13, 14, 15, 16, 17, 18, 19])
 
 
 def test_on_a_cluster_a_source_gets_its_triggers_whatever_comes_with_it() -> None:

@@ -11,16 +11,16 @@ from align.generate import Result
 from align.model import load_runtime, load_tokenizer
 from align.sources import OTHER_TOKENIZER, Prompt, from_prompts, from_traces, sampling_jobs, set_aside, unrepeated
 from guard.runtime import GuardRuntime
-from guard.traces import StepRecord
+from guard.traces import Intervention, StepRecord
 from tests.align.kit import trace
 from tests.tiny import CUE, OPENING, PLAN
 
 
 def test_an_answered_cue_gives_an_intervened_source_and_no_cue_a_benign_one() -> None:
     found, left = from_traces([trace("a", cue=True, tenant="t1"), trace("b", cue=False)])
-    assert [(s.id, s.kind, s.tenant, s.start, s.end, s.whole) for s in found] == [
-        ("a", "intervened", "t1", 3, 6, False),
-        ("b", "benign", "", 3, 10, True),
+    assert [(s.id, s.kind, s.tenant, s.prefix, s.own, s.whole) for s in found] == [
+        ("a", "intervened", "t1", [10, 11, 12], [13, 14, 15], False),
+        ("b", "benign", "", [10, 11, 12], [13, 14, 15, 16, 17, 18, 19], True),
     ]
     assert (found[0].origin, found[0].policy_hash, found[0].detector) == ("trace", "hash", "det")
     assert left == {}
@@ -30,7 +30,16 @@ def test_in_shadow_mode_the_trace_itself_shows_what_followed_the_cue() -> None:
     shadow = trace("a", cue=True, answered=False)
     shadow.receipt.shadow = True
     (found,), _ = from_traces([shadow])
-    assert (found.kind, found.start, found.end, found.whole) == ("intervened", 3, 10, True)
+    assert (found.kind, found.whole) == ("intervened", True)
+    assert (found.prefix, found.own) == ([10, 11, 12], [13, 14, 15, 16, 17, 18, 19])
+
+
+def test_a_substituted_cue_is_no_longer_in_the_output_but_on_its_intervention() -> None:
+    given = Intervention(step=1, at=3, trigger_id="danger", mode="substitute", cue_ids=[90, 91], score=0.9)
+    substituted = trace("a", cue=False)
+    substituted.receipt.interventions.append(given)
+    (found,), _ = from_traces([substituted])
+    assert (found.kind, found.prefix, found.own, found.whole) == ("intervened", [10, 11, 12], [90, 91], False)
 
 
 def test_traces_that_give_no_source_are_counted_by_reason() -> None:
@@ -82,10 +91,9 @@ def test_the_detector_finds_the_cue_of_a_sampled_reply(tiny_model: Path, runtime
     found, left = from_prompts(prompts, jobs, replies, runtime)
     opening = len(tokenizer.encode(OPENING))
     # The last one's second step has begun, and was cut off.
-    assert [(s.kind, s.start) for s in found] == [
-        ("intervened", opening), ("benign", opening), ("benign", opening)
-    ]  # fmt: skip
-    assert [s.output_ids[s.start : s.end] for s in found] == [o[opening:] for o in (outputs[0], outputs[1], outputs[3])]
+    assert [s.kind for s in found] == ["intervened", "benign", "benign"]
+    used = (outputs[0], outputs[1], outputs[3])
+    assert [(s.prefix, s.own) for s in found] == [(o[:opening], o[opening:]) for o in used]
     assert {(s.origin, s.tenant, s.finish, s.whole) for s in found} == {("prompt", "t", "stop", True)}
     assert {(s.detector, s.policy_hash) for s in found} == {(runtime.detector.version, runtime.policy.hash)}
     assert left == {"prompt: fewer than two steps": 1}

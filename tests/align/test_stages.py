@@ -53,7 +53,7 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
     cue = trace.steps[trace.receipt.interventions[0].step]
     assert len(found) == 3
     assert {tuple(c.prefix) for c in found} == {tuple(trace.output_ids[: cue.start])}
-    assert {tuple(c.kept) for c in found} == {tuple(trace.output_ids[cue.start : cue.end])}
+    assert {tuple(c.source.own) for c in found} == {tuple(trace.output_ids[cue.start : cue.end])}
 
 
 def test_the_engine_goes_on_with_other_weights(bench: pipeline.Workbench, tmp_path: Path) -> None:
