@@ -181,8 +181,9 @@ class _Card(BaseModel):
     max_model_len: int
 
 
-class _Models(BaseModel):
-    data: list[_Card] = Field(min_length=1)
+class _Listed(BaseModel):
+    # Adapters are listed after their base model, without a length.
+    data: tuple[_Card, *tuple[Any, ...]]
 
 
 class _Tokens(BaseModel):
@@ -191,7 +192,7 @@ class _Tokens(BaseModel):
 
 def _meet(client: httpx.Client, url: str, wanted: list[int]) -> _Card:
     """The model that a server lists first (its base model); UserError unless its tokenizer is ours."""
-    card = _say(client.get, f"{url}/v1/models", _Models).data[0]
+    card = _say(client.get, f"{url}/v1/models", _Listed).data[0]
     body = {"model": card.id, "prompt": PROBE, "add_special_tokens": False}
     if _say(client.post, f"{url}/tokenize", _Tokens, json=body).tokens != wanted:
         raise UserError(
