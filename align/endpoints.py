@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
 from rich.progress import Progress
 
@@ -182,8 +182,13 @@ class _Card(BaseModel):
 
 
 class _Listed(BaseModel):
-    # Adapters are listed after their base model, without a length.
-    data: tuple[_Card, *tuple[Any, ...]]
+    data: list[_Card] = Field(min_length=1)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _base_model(cls, data: Any) -> Any:
+        # Adapters are listed after their base model, without a length.
+        return data[:1] if isinstance(data, list) else data
 
 
 class _Tokens(BaseModel):

@@ -65,6 +65,10 @@ class Front:
         if fault == "rubbish":
             return Response(b"{")
         answer = await self._forward(request, body)
+        if request.url.path == "/v1/models":
+            listed = json.loads(answer.body)
+            listed["data"].append({"id": "an-adapter", "max_model_len": None})
+            return JSONResponse(listed)
         if fault == "other prompt":
             changed = json.loads(answer.body)
             changed["choices"][0]["prompt_token_ids"].insert(0, 1)
