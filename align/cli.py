@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from align.pairs_cli import export, pairs
+
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
     from align.pipeline import AlignSettings, Workbench
@@ -19,7 +21,6 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="Model directory or hub name; `demo` is the embedded demo reasoner.")]
 Out = Annotated[Path, typer.Option(help="Directory of this run; an interrupted run on it goes on where it stopped.")]
-Traces = Annotated[Path, typer.Option(help="Directory that `serve` writes traces to.")]
 Requests = Annotated[
     Path | None,
     typer.Option(
@@ -60,24 +61,15 @@ def align(
     from align import pipeline
 
     with pipeline.Workbench.open(_settings(model, policy, seed, stages), out) as bench:
-        pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+        found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
         held_out = _requests(bench, requests)
         pipeline.evaluate_base(bench, held_out)
-        pipeline.train_adapter(bench, pairs, accelerate)
+        pipeline.train_adapter(bench, found, accelerate)
         pipeline.measure(bench, held_out)
 
 
-@app.command()
-def pairs(traces: Traces, model: Model, out: Out, stages: Stages = None, seed: int = 0) -> None:
-    """Collect traces, roll out counterfactuals, judge them, write `OUT/pairs.jsonl`.
-
-    Example: `cli.py align pairs --traces traces/ --model demo --out runs/align`
-    """
-    from align import pipeline
-
-    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
-        found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
-    typer.echo(f"{len(found)} pairs in {out / 'pairs.jsonl'}; dropped: {(out / 'pairs.json').read_text()}")
+app.command()(pairs)
+app.command()(export)
 
 
 @app.command(name="train")
@@ -127,7 +119,7 @@ def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
     return built_in(bench.prompt) if path is None else from_file(path, bench.prompt)
 
 
-def _settings(model: str, policy: Path | None, seed: int, stages: Path | None) -> AlignSettings:
+def _settings(model: str, policy: Path | None, seed: int, stages: Path | None = None) -> AlignSettings:
     from align.pipeline import AlignSettings
     from align.recipe import read_stages
     from align.train import TrainSettings

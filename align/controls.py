@@ -12,13 +12,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from align.cues import Watched, first_cues
 from align.evaluate import EvalRequest, Outcome
 from align.generate import Generator, Job
 from align.text import ReplyReader
 from classifiers.judge import Judge, Judgement
 from classifiers.stats import Rate
 from guard.runtime import GuardRuntime
-from guard.steps import Step, StepSplitter
+from guard.steps import Step
 from guard.triggers import NEUTRAL, encode_trigger
 
 
@@ -31,18 +32,7 @@ class Control(BaseModel):
 
 def first_cue(output: Sequence[int], request: str, runtime: GuardRuntime) -> Step | None:
     """The first reasoning step that the detector calls a cue."""
-    splitter = StepSplitter(runtime.table, runtime.policy.limits)
-    context, previous = runtime.detector.request(request), ""
-    for index, token in enumerate(output):
-        if token == runtime.delimiters.end:
-            return None
-        step = splitter.push(token, index)
-        if step is None:
-            continue
-        if runtime.detector.score(context, [step.text], previous)[0] >= runtime.threshold:
-            return step
-        previous = step.text
-    return None
+    return first_cues([Watched(request, output)], runtime)[0]
 
 
 def run_controls(

@@ -93,6 +93,11 @@ class Generator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its continuation may have together."""
+        return self.spec.max_model_len
+
     def start(self) -> None:
         """Starts the engine before there is anything to do, and does not wait for it."""
         self._worker = self._worker or self._spawn()
@@ -183,3 +188,10 @@ def read_results(path: Path) -> dict[str, Result]:
             continue
         found[result.id] = result
     return found
+
+
+def end_torn_line(path: Path) -> None:
+    """A killed writer leaves half a line; what is appended next must not be glued to it."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as sink:
+            sink.write(b"\n")

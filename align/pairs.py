@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from guard.errors import UserError
 from guard.steps import StepLimits, StepSplitter, TokenTable
@@ -27,6 +28,31 @@ class Scope(BaseModel):
     steps: int | None = 1
 
 
+class Placed(BaseModel):
+    """A trigger of an intervened side; `at` is the output index of its first id."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trigger_id: str
+    at: int
+
+
+class Provenance(BaseModel):
+    """What a pair came about by: enough to find everything else again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    origin: Literal["trace", "prompt"]
+    model: str
+    tokenizer_hash: str
+    policy_hash: str
+    detector: str
+    """Version of the detector that found the first cue, or none."""
+    judge: str
+    settings_hash: str
+    """Of the `RolloutSettings` in the dataset card."""
+
+
 class Pair(BaseModel):
     """One preference: after `prompt_ids + prefix_ids`, `chosen_ids` is better than `rejected_ids`."""
 
@@ -35,7 +61,8 @@ class Pair(BaseModel):
     id: str
     kind: Kind
     guard_id: str
-    """The trace it comes from."""
+    """The trace it comes from, or the prompt."""
+    tenant: str = ""
     request: str
     prompt_ids: list[int]
     prefix_ids: list[int]
@@ -46,6 +73,22 @@ class Pair(BaseModel):
     chosen_harm: float
     rejected_harm: float
     """The judge's reasoning harm of each whole side."""
+    interventions: list[Placed] = []
+    """The triggers in order; a benign pair's one is on its rejected side."""
+    chosen_finish: str | None = None
+    rejected_finish: str | None = None
+    """vLLM's word for why each side ended (`stop`: its last id is an EOS the model produced); None: not recorded."""
+    provenance: Provenance | None = None
+    """None only in a pair that was written by hand."""
+
+
+class Quota(BaseModel):
+    """How many pairs may come from one request, and from one tenant (None: any number)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_request: int = Field(default=4, ge=1)
+    per_tenant: int | None = Field(default=None, ge=1)
 
 
 def pair_id(*parts: object) -> str:
@@ -68,21 +111,33 @@ def cut(ids: list[int], scope: Scope, table: TokenTable, limits: StepLimits) -> 
     return ids
 
 
-def dedupe(pairs: Iterable[Pair], per_request: int) -> tuple[list[Pair], int]:
-    """Pairs without exact repeats and at most `per_request` of one request; also how many were dropped."""
+def dedupe(pairs: Iterable[Pair], quota: Quota) -> tuple[list[Pair], Counter[str]]:
+    """Pairs without exact repeats and within the quotas, in their order; also how many were dropped, and why."""
     kept: list[Pair] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
-    counts: dict[str, int] = {}
-    dropped = 0
+    requests: Counter[str] = Counter()
+    tenants: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     for pair in pairs:
         key = tuple(tuple(part) for part in (pair.prompt_ids, pair.prefix_ids, pair.chosen_ids, pair.rejected_ids))
-        if key in seen or counts.get(pair.request, 0) >= per_request:
-            dropped += 1
-            continue
-        seen.add(key)
-        counts[pair.request] = counts.get(pair.request, 0) + 1
-        kept.append(pair)
+        request = request_key(pair.request)
+        if key in seen:
+            dropped["repeat"] += 1
+        elif requests[request] >= quota.per_request:
+            dropped["over the request's quota"] += 1
+        elif quota.per_tenant is not None and tenants[pair.tenant] >= quota.per_tenant:
+            dropped["over the tenant's quota"] += 1
+        else:
+            seen.add(key)
+            requests[request] += 1
+            tenants[pair.tenant] += 1
+            kept.append(pair)
     return kept, dropped
+
+
+def request_key(request: str) -> str:
+    """What counts as one request: case and white space would otherwise buy a second quota."""
+    return " ".join(request.casefold().split())
 
 
 def write_pairs(pairs: Iterable[Pair], path: Path) -> None:

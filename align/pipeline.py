@@ -2,8 +2,8 @@
 
 out/align.json          what this run is about (model, settings); another run's directory is refused
 out/collected.json      which traces were read, which were left out and why
-out/rollouts.jsonl      counterfactual continuations
-out/pairs.jsonl         confirmed pairs; out/pairs.json counts what was dropped and why
+out/rollouts.jsonl      counterfactual continuations; out/samples.jsonl replies to prompts
+out/pairs.jsonl         confirmed pairs; out/pairs.json and out/pairs.md are their card
 out/stage-N/            training stages before the last, if the recipe has several (align.stage)
 out/adapter/            the last stage: the LoRA adapter and train.json
 out/aligned/            the merged model
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,19 +23,24 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from align import rollouts
+from align.backend import Backend
+from align.candidates import RolloutSettings
+from align.card import publish
 from align.controls import Control, run_controls
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
 from align.generate import EngineSpec, Generator, read_results
-from align.pairs import Pair, read_pairs, write_pairs
+from align.model import load_runtime, load_tokenizer, render
+from align.pairs import Pair, read_pairs
 from align.recipe import run_stages
+from align.rollouts import Harvest, roll_out
+from align.sources import NO_IDS, OTHER_TOKENIZER, Prompt, set_aside
+from align.tables import is_parquet, read_trace_table
 from align.text import ReplyReader
+from align.tools import Tools
 from align.train import TrainReport, TrainSettings, merge
-from classifiers.detector import Detector
 from classifiers.judge import Judge
 from guard.engine.hardware import on_gpu
 from guard.errors import UserError
-from guard.policy import load_policy
 from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
 from guard.traces import Trace, read_traces
@@ -54,7 +58,6 @@ class AlignSettings(BaseModel):
     policy: Path | None = None
     detector: Path | None = None
     judge: Path | None = None
-    triggers: int = 1
     stages: list[TrainSettings] = [TrainSettings()]
     seed: int = 0
 
@@ -76,6 +79,8 @@ class Workbench:
     runtime: GuardRuntime
     reader: ReplyReader
     judge: Judge
+    context: int = EngineSpec.model_fields["max_model_len"].default
+    """Tokens that the engine takes, prompt and continuation together."""
     _generator: Generator | None = None
 
     @classmethod
@@ -86,7 +91,7 @@ class Workbench:
         UserError when another run holds the lock or the directory.
         """
         with _locked(out):
-            _claim(out, settings)
+            claim(out / "align.json", settings.model_dump_json(indent=1), f"{out} holds another align run")
             bench = cls._load(settings, out)
             try:
                 yield bench
@@ -97,10 +102,7 @@ class Workbench:
     @classmethod
     def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
         tokenizer = load_tokenizer(settings.model)
-        runtime = GuardRuntime.build(
-            load_policy(settings.policy), Detector.load(settings.detector), tokenizer.backend_tokenizer, settings.model,
-            tokenizer.eos_token_id,
-        )  # fmt: skip
+        runtime = load_runtime(settings.model, tokenizer, settings.policy, settings.detector)
         reader = ReplyReader(runtime.table, runtime.delimiters)
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
 
@@ -112,7 +114,7 @@ class Workbench:
             evaluation = self.out / "evaluation"
             guard = {"spool": str(evaluation / "spool")}
             guard |= {k: str(v) for k in ("policy", "detector") if (v := getattr(self.settings, k)) is not None}
-            spec = EngineSpec(model=path, guard=guard, seed=self.settings.seed)
+            spec = EngineSpec(model=path, guard=guard, seed=self.settings.seed, max_model_len=self.context)
             self._generator = Generator(spec, evaluation / "engine.log")
         self._generator.use(path)
         return self._generator
@@ -129,39 +131,25 @@ class Workbench:
 
     def prompt(self, request: str) -> list[int]:
         """A request as the model's chat template renders it."""
-        ids = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": request}], add_generation_prompt=True, return_dict=False
-        )
-        return [int(i) for i in ids]
+        return render(self.tokenizer, request)
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; an unknown model is a UserError."""
-    from transformers import AutoTokenizer
-
-    path = Path(model)
-    if model.startswith((".", "/")) and not (path / "config.json").exists():
-        raise UserError(f"Model {model} was not found", wanted="a directory with config.json, or a hub name")
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Model {model} cannot be loaded", got=str(error).split("\n")[0]) from error
-
-
-def collect(bench: Workbench, traces: Path) -> list[Trace]:
-    """Traces of this model's tokenizer from a directory, the rest counted by reason."""
-    found, report = read_traces(traces)
-    mine = [t for t in found if t.tokenizer_hash == bench.runtime.tokenizer_hash]
+def collect(bench: Workbench, traces: str | Path) -> list[Trace]:
+    """Traces of this model's tokenizer from a directory that `serve` writes, or from Parquet; the rest is counted by
+    reason."""
+    where = str(traces)
+    found, report = read_trace_table(where) if is_parquet(where) else read_traces(Path(where))
     reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.delimiters)
-    kept = [reader.restored(t) for t in mine if t.log_content != "none"]
-    usable = [t for t in kept if t.receipt.clean and t.receipt.policy != "probe"]
+    reasons = [set_aside(trace, bench.runtime.tokenizer_hash) for trace in found]
+    usable = [reader.restored(trace) for trace, reason in zip(found, reasons, strict=True) if reason is None]
+    others, bare = reasons.count(OTHER_TOKENIZER), reasons.count(NO_IDS)
     summary = report.model_dump() | {
-        "other_tokenizer": len(found) - len(mine), "no_ids_kept": len(mine) - len(kept),
-        "not_clean_or_probe": len(kept) - len(usable), "usable": len(usable),
+        "other_tokenizer": others, "no_ids_kept": bare,
+        "not_clean_or_probe": len(found) - others - bare - len(usable), "usable": len(usable),
         "with_intervention": sum(bool(t.receipt.interventions) for t in usable),
     }  # fmt: skip
     (bench.out / "collected.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    if found and not mine:
+    if found and others == len(found):
         raise UserError(
             f"None of the {len(found)} traces in {traces} comes from {bench.settings.model}",
             got=f"tokenizer {found[0].tokenizer_hash} ({found[0].model})", wanted=bench.runtime.tokenizer_hash,
@@ -169,19 +157,37 @@ def collect(bench: Workbench, traces: Path) -> list[Trace]:
     return usable
 
 
-def make_pairs(bench: Workbench, traces: Sequence[Trace]) -> list[Pair]:
-    """Rolls out and judges, unless `pairs.jsonl` is there already."""
+def make_pairs(
+    bench: Workbench,
+    traces: Sequence[Trace],
+    prompts: Sequence[Prompt] = (),
+    settings: RolloutSettings | None = None,
+    backend: Backend | None = None,
+) -> list[Pair]:
+    """Rolls out and judges, unless `pairs.jsonl` is there already; without a backend on the run's own engine.
+
+    Without settings any pairs that are there will do, and the defaults make new ones.
+    """
     path = bench.out / "pairs.jsonl"
+    if settings is None and path.exists():
+        return read_pairs(path)
+    settings = settings or RolloutSettings(seed=bench.settings.seed)
+
+    def harvest() -> Harvest:
+        tools = Tools.build(bench.tokenizer, bench.runtime, bench.judge, backend or bench.generator("base"))
+        return roll_out(traces, prompts, tools, settings, bench.out)
+
+    return pairs_of(bench, settings, harvest)
+
+
+def pairs_of(bench: Workbench, settings: RolloutSettings, harvest: Callable[[], Harvest]) -> list[Pair]:
+    """The run's pairs: those on disk, or what `harvest` brings, with their card. UserError when those on disk, or what
+    was generated for them, were made with other settings."""
+    path = bench.out / "pairs.jsonl"
+    claim(bench.out / "pairs.settings.json", settings.model_dump_json(indent=1), f"{bench.out} holds other pairs")
     if path.exists():
         return read_pairs(path)
-    pairs, dropped = rollouts.run(
-        traces, bench.runtime.triggers, bench.generator("base"), bench.reader, bench.judge,
-        rollouts.RolloutSettings(triggers=bench.settings.triggers, seed=bench.settings.seed), bench.out,
-    )  # fmt: skip
-    counts = {kind: sum(p.kind == kind for p in pairs) for kind in ("intervened", "benign")}
-    (bench.out / "pairs.json").write_text(json.dumps({"pairs": counts, "dropped": dropped}, indent=1), encoding="utf-8")
-    write_pairs(pairs, path)
-    return pairs
+    return publish(harvest(), settings, bench.runtime, bench.judge, bench.out)
 
 
 def train_adapter(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
@@ -249,13 +255,8 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _claim(out: Path, settings: AlignSettings) -> None:
-    card = settings.model_dump_json(indent=1)
-    path = out / "align.json"
-    if path.exists() and _digest(path.read_text(encoding="utf-8")) != _digest(card):
-        raise UserError(f"{out} holds another align run", fix="Choose another --out")
+def claim(path: Path, card: str, taken: str) -> None:
+    """Writes what a directory is about; UserError where it is about something else."""
+    if path.exists() and path.read_text(encoding="utf-8") != card:
+        raise UserError(taken, fix="Choose another --out")
     path.write_text(card, encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

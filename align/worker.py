@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from align.generate import EngineSpec, Job, Order, Result
+from align.generate import EngineSpec, Job, Order, Result, end_torn_line
 
 
 def main(spec: EngineSpec, log: Path) -> None:
@@ -88,7 +88,7 @@ def _params(job: Job, *, guarded: bool) -> Any:
 
 def _fill(llm: Any, order: Order, console: Console, *, guarded: bool) -> None:
     jobs = [Job.model_validate_json(line) for line in order.jobs.read_text(encoding="utf-8").splitlines()]
-    _end_torn_line(order.out)
+    end_torn_line(order.out)
     with Progress(console=console) as bar, order.out.open("a", encoding="utf-8") as sink:
         task = bar.add_task(order.what, total=len(jobs))
         for result in sample(llm, jobs, guarded=guarded):
@@ -98,13 +98,6 @@ def _fill(llm: Any, order: Order, console: Console, *, guarded: bool) -> None:
     if guarded:
         # The last requests' traces are written when their rows leave the batch: one more step clears it.
         list(sample(llm, [Job(id="flush", prompt_ids=jobs[-1].prompt_ids, max_tokens=1)], guarded=True))
-
-
-def _end_torn_line(path: Path) -> None:
-    """A killed writer leaves half a line; what is appended next must not be glued to it."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as sink:
-            sink.write(b"\n")
 
 
 if __name__ == "__main__":

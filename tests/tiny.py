@@ -29,10 +29,15 @@ PLAN = ["Morning rain falls over these old gardens.", "Evenings pass slowly else
 """No cues: the tests want exactly one."""
 ANSWER = "My reply ends here."
 REFUSAL_STEP = "Therefore declining remains all that makes sense."
+HESITATION = "Perhaps nothing bad happens anyway."
+"""What a stubborn model says after a trigger, before its cue comes back."""
 
 
-def build_tiny_model(target: Path) -> Path:
-    """Writes model and tokenizer; 2 layers, hidden 256, 2 heads (so that tensor parallelism of 2 works)."""
+def build_tiny_model(target: Path, stubborn: frozenset[str] = frozenset()) -> Path:
+    """Writes model and tokenizer; 2 layers, hidden 256, 2 heads (so that tensor parallelism of 2 works).
+
+    After the triggers whose ids are `stubborn` it hesitates, and then complies after all.
+    """
     tokenizer = _tokenizer()
     vocab = tokenizer.get_vocab_size()
     torch.manual_seed(0)
@@ -44,7 +49,7 @@ def build_tiny_model(target: Path) -> Path:
     model = LlamaForCausalLM(config).float()
     embedding = torch.nn.functional.normalize(torch.randn(vocab, 256), dim=1)
     head = torch.zeros(vocab, 256)
-    for token, following in _successors(tokenizer).items():
+    for token, following in _successors(tokenizer, stubborn).items():
         head[following] += embedding[token]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -61,14 +66,15 @@ def build_tiny_model(target: Path) -> Path:
     return target
 
 
-def reasoning_words() -> list[list[str]]:
+def reasoning_words(stubborn: frozenset[str] = frozenset()) -> list[list[str]]:
     """The scripted chains, as lists of tokens in their byte-level spelling."""
     start = ["<think>", "Ċ", *_spell(OPENING)]
     plan = [word for step in PLAN for word in _spell(" " + step)]
     comply = [*_spell(" " + CUE), *plan, "</think>", *_spell(ANSWER), "<|im_end|>"]
     refuse = [*_spell(" " + REFUSAL_STEP), "</think>", *_spell(ANSWER), "<|im_end|>"]
     chains = [start + comply]
-    chains += [[_spell(" " + t.text)[-1], *refuse] for t in POOL]
+    relent = [*_spell(" " + HESITATION), *comply]
+    chains += [[_spell(" " + t.text)[-1], *(relent if t.id in stubborn else refuse)] for t in POOL]
     chains.append([_spell(" " + NEUTRAL.text)[-1], *comply])
     # A prompt that does not open the reasoning and ends with this id has the model open it.
     chains.append(["<|endoftext|>", "<think>"])
@@ -80,9 +86,9 @@ def _spell(text: str) -> list[str]:
     return [("Ġ" if i else "") + word for i, word in enumerate(words) if word]
 
 
-def _successors(tokenizer: Tokenizer) -> dict[int, int]:
+def _successors(tokenizer: Tokenizer, stubborn: frozenset[str]) -> dict[int, int]:
     table: dict[int, int] = {}
-    for chain in reasoning_words():
+    for chain in reasoning_words(stubborn):
         ids = [tokenizer.token_to_id(word) for word in chain]
         for token, following in itertools.pairwise(ids):
             known = table.setdefault(token, following)
@@ -93,7 +99,7 @@ def _successors(tokenizer: Tokenizer) -> dict[int, int]:
 
 def _tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    texts = [OPENING, CUE, *PLAN, ANSWER, REFUSAL_STEP, NEUTRAL.text, *(t.text for t in POOL)]
+    texts = [OPENING, CUE, *PLAN, ANSWER, REFUSAL_STEP, HESITATION, NEUTRAL.text, *(t.text for t in POOL)]
     words = {w for text in texts for w in (*_spell(text), *_spell(" " + text))}
     vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     merges: list[tuple[str, str]] = []

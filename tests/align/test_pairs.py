@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.pairs import Pair, Scope, cut, dedupe, pair_id, read_pairs, write_pairs
+from align.pairs import Pair, Quota, Scope, cut, dedupe, pair_id, read_pairs, write_pairs
 from guard.errors import UserError
 from guard.steps import StepLimits, TokenTable
 
@@ -41,12 +41,26 @@ def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: int | 
     assert cut(ids, Scope(steps=steps), TABLE, LIMITS) == kept
 
 
-def test_dedupe_drops_repeats_and_keeps_the_quota() -> None:
+def test_dedupe_drops_repeats_and_keeps_the_quotas() -> None:
     others = [make(3, chosen_ids=[9]), make(4, chosen_ids=[10]), make(5, request="other", chosen_ids=[11])]
     pairs = [make(1), make(2), *others]
-    kept, dropped = dedupe(pairs, per_request=2)
+    kept, dropped = dedupe(pairs, Quota(per_request=2))
     assert [p.chosen_ids for p in kept] == [[3], [9], [11]]
-    assert dropped == 2
+    assert dropped == {"repeat": 1, "over the request's quota": 1}
+
+
+def test_no_wording_of_white_space_and_case_buys_a_second_quota() -> None:
+    pairs = [make(n, request=request, chosen_ids=[n]) for n, request in enumerate(["How so?", "how  SO?\n", "Else?"])]
+    kept, dropped = dedupe(pairs, Quota(per_request=1))
+    assert [p.chosen_ids for p in kept] == [[0], [2]]
+    assert dropped == {"over the request's quota": 1}
+
+
+def test_no_tenant_brings_more_than_its_quota() -> None:
+    pairs = [make(n, request=f"r{n}", tenant=tenant, chosen_ids=[n]) for n, tenant in enumerate("aababb")]
+    kept, dropped = dedupe(pairs, Quota(per_tenant=2))
+    assert [p.chosen_ids for p in kept] == [[0], [1], [2], [4]]
+    assert dropped == {"over the tenant's quota": 2}
 
 
 def test_files_round_trip_and_a_bad_line_is_named(tmp_path: Path) -> None:

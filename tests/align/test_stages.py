@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from align import pipeline, rollouts
+from align import pipeline
+from align.candidates import RolloutSettings, candidates
 from align.generate import EngineSpec, Generator, Job, Result, read_results
+from align.model import load_tokenizer
 from align.requests import built_in, from_file
-from align.rollouts import RolloutSettings, candidates
+from align.sources import from_traces
 from guard.errors import UserError
 from guard.traces import Spool, read_traces
 
@@ -46,20 +48,12 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
     assert trace.output_ids == results["guarded"].output_ids
     assert [i.completed for i in trace.receipt.interventions] == [True]
 
-    found = candidates([trace], bench.runtime.triggers, RolloutSettings(triggers=3))
+    (source,), _ = from_traces([trace])
+    found, _ = candidates([source], bench.runtime.triggers, RolloutSettings(triggers=3))
     cue = trace.steps[trace.receipt.interventions[0].step]
     assert len(found) == 3
     assert {tuple(c.prefix) for c in found} == {tuple(trace.output_ids[: cue.start])}
-    assert {tuple(c.kept) for c in found} == {tuple(trace.output_ids[cue.start : cue.end])}
-    chosen, rejected = rollouts._sides(
-        found[0],
-        {
-            found[0].id: Result(id="a", output_ids=[5], finish="stop"),
-            "guarded-cue": Result(id="b", output_ids=[6], finish="stop"),
-        },
-    )
-    assert chosen == [*found[0].trigger.spaced, 5]
-    assert rejected == [*found[0].kept, 6]
+    assert {tuple(c.source.own) for c in found} == {tuple(trace.output_ids[cue.start : cue.end])}
 
 
 def test_the_engine_goes_on_with_other_weights(bench: pipeline.Workbench, tmp_path: Path) -> None:
@@ -126,7 +120,7 @@ def test_another_runs_directory_is_refused(bench: pipeline.Workbench, tmp_path: 
 
 def test_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not found"):
-        pipeline.load_tokenizer(str(tmp_path / "nothing"))
+        load_tokenizer(str(tmp_path / "nothing"))
 
 
 def test_results_skip_a_torn_line(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def upgrade() -> None:
     )
 
 
-def _part_of_trace() -> list[sa.Column]:
+def _part_of_trace() -> list[sa.Column[Any]]:
     trace = sa.ForeignKey("traces.guard_id", ondelete="CASCADE")
     return [
         sa.Column("guard_id", AnyText, trace, primary_key=True),
