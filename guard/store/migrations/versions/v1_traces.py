@@ -1,5 +1,7 @@
 """Traces, their steps and interventions, and how far each spool file was read."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
