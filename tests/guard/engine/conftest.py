@@ -190,9 +190,10 @@ def runner(vllm_config: VllmConfig, tmp_path: Path) -> Callable[..., V2Runner]:
         policy: Policy | None = None, detector: Detector | None = None, *, seed: int = 0, **config: Any
     ) -> V2Runner:
         settings, states = fresh_settings(tmp_path, **config), fresh_states()
-        processor = GuardV2(vllm_config, states)
-        processor._guard = kit_guard(settings, ENGINE, policy, detector)
-        return V2Runner(processor, settings.spool, states, seed)
+        # The packaged detector takes half a second to load; `test_v2` builds the adapter without this once.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EngineGuard, "from_vllm", lambda *_: kit_guard(settings, ENGINE, policy, detector))
+            return V2Runner(GuardV2(vllm_config, states), settings.spool, states, seed)
 
     return make
 
