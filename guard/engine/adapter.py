@@ -12,7 +12,7 @@ from guard.engine.v1 import GuardV1
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Interface
 except ImportError:
-    # vLLM before Model Runner V2 took custom processors.
+    # vLLM before 0.31: Model Runner V2 takes no custom processors, and vLLM falls back to V1.
     V2Interface = V1Interface
 
 if TYPE_CHECKING:
