@@ -21,12 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.candidates import RolloutSettings, one_by_one
 from align.generate import EngineSpec, Generator, end_torn_line
+from align.model import load_runtime, load_tokenizer
 from align.pairs import request_key
 from align.rollouts import Harvest, roll_out
 from align.sources import OTHER_TOKENIZER, Prompt, set_aside
-from align.tables import as_trace, open_path
+from align.tables import open_path
 from align.tools import Tools
+from classifiers.judge import Judge
 from guard.errors import UserError
+from guard.prompt import PromptReader
 from guard.traces import Trace
 
 if TYPE_CHECKING:
@@ -172,7 +175,8 @@ class Tag:
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(row)
-        key = request_key(str(row.get("request") or ""))
+        # A trace that was kept without text has its request in its prompt's ids.
+        key = request_key(str(row.get("request") or "")) or json.dumps(row.get("prompt_ids"))
         known = row.get("guard_id") if self._kind == "trace" else None
         return {
             "id": str(known or f"{self._kind}-{_digest(body)[:16]}"), "kind": self._kind, "body": body,
@@ -189,9 +193,10 @@ class PairWorker:
         # The engine ends with this process, whose end of the pipe it reads.
         self._generator = Generator(self._spec.engine, self._home / "engine.log")
         self._generator.start()
-        self._tools = Tools.load(
-            self._spec.engine.model, self._generator, self._spec.policy, self._spec.detector, self._spec.judge
-        )
+        tokenizer = load_tokenizer(self._spec.engine.model)
+        runtime = load_runtime(self._spec.engine.model, tokenizer, self._spec.policy, self._spec.detector)
+        self._reader = PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
+        self._tools = Tools.build(tokenizer, runtime, Judge.load(self._spec.judge), self._generator)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rolls out one batch."""
@@ -207,6 +212,8 @@ class PairWorker:
         return pa.table({"batch": [Batch(ids=ids, harvest=harvest).model_dump_json()]})
 
     def _parse(self, rows: list[dict[str, Any]]) -> tuple[list[Trace], list[Prompt], Counter[str]]:
+        from guard.parquet import trace_of
+
         traces: dict[str, Trace] = {}
         prompts: list[Prompt] = []
         dropped: Counter[str] = Counter()
@@ -216,7 +223,7 @@ class PairWorker:
                 if row["kind"] == "prompt":
                     prompts.append(Prompt.model_validate(body))
                     continue
-                trace = as_trace(body)
+                trace = self._reader.restored(trace_of(body))
             except (ValidationError, ValueError, KeyError, TypeError):
                 dropped[f"{row['kind']}: malformed row"] += 1
                 continue

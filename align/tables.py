@@ -1,7 +1,6 @@
 """Traces and prompts as Parquet on any fsspec path, and prompts as JSON lines.
 
-Flat columns can be queried; a trace's steps and receipt are JSON text, so that their schema may grow without breaking
-older files.
+Traces have the shape of `guard.parquet`, which the store exports too.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from guard.traces import ReadReport, Trace
 if TYPE_CHECKING:
     import fsspec
     import pyarrow as pa
-
-_NESTED = ("steps", "receipt")
 
 
 def is_parquet(where: str) -> bool:
@@ -43,16 +40,9 @@ def trace_table(traces: Iterable[Trace]) -> pa.Table:
     """Traces as rows."""
     import pyarrow as pa
 
-    text, ids = pa.string(), pa.list_(pa.int64())
-    schema = pa.schema({
-        "schema_version": pa.int64(), "guard_id": text, "created": pa.float64(), "model": text,
-        "tokenizer_hash": text, "request": text, "tenant": text, "prompt_ids": ids, "output_ids": ids,
-        "steps": text, "receipt": text,
-    })  # fmt: skip
-    rows = [trace.model_dump() for trace in traces]
-    for row in rows:
-        row.update({name: json.dumps(row[name], separators=(",", ":")) for name in _NESTED})
-    return pa.Table.from_pylist(rows, schema=schema)
+    from guard.parquet import SCHEMA, trace_row
+
+    return pa.Table.from_pylist([trace_row(trace) for trace in traces], SCHEMA)
 
 
 def prompt_table(prompts: Iterable[Prompt]) -> pa.Table:
@@ -61,11 +51,6 @@ def prompt_table(prompts: Iterable[Prompt]) -> pa.Table:
 
     schema = pa.schema({"request": pa.string(), "tenant": pa.string()})
     return pa.Table.from_pylist([prompt.model_dump() for prompt in prompts], schema=schema)
-
-
-def as_trace(row: dict[str, Any]) -> Trace:
-    """A row of `trace_table`; ValueError (pydantic's too) when it is none."""
-    return Trace.model_validate(row | {name: json.loads(row[name]) for name in _NESTED})
 
 
 def write_table(table: pa.Table, where: str) -> None:
@@ -96,11 +81,13 @@ def read_table(where: str) -> pa.Table:
 
 def read_trace_table(where: str) -> tuple[list[Trace], ReadReport]:
     """All traces of `where`; rows that are none are counted and skipped."""
+    from guard.parquet import trace_of
+
     report = ReadReport(files=1)
     found: dict[str, Trace] = {}
     for row in read_table(where).to_pylist():
         try:
-            trace = as_trace(row)
+            trace = trace_of(row)
         except (ValueError, KeyError, TypeError):
             report.malformed += 1
             continue

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.backend import Backend
-from align.model import load_runtime, load_tokenizer, render
+from align.model import render
 from align.pairs import Provenance
 from align.seam import SeamCheck
 from align.sources import Source
@@ -37,14 +36,6 @@ class Tools:
         """The rest is read from the tokenizer."""
         seam = SeamCheck(runtime.table, tokenizer.bos_token_id, tokenizer.eos_token_id)
         return cls(runtime, judge, backend, seam, partial(render, tokenizer))
-
-    @classmethod
-    def load(
-        cls, model: str, backend: Backend, policy: Path | None, detector: Path | None, judge: Path | None
-    ) -> Tools:
-        """Everything from where it lies; UserError for what cannot be read."""
-        tokenizer = load_tokenizer(model)
-        return cls.build(tokenizer, load_runtime(model, tokenizer, policy, detector), Judge.load(judge), backend)
 
     @property
     def reader(self) -> ReplyReader:

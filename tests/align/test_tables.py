@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.sources import Prompt
-from align.tables import as_trace, is_parquet, prompt_table, read_prompts, read_trace_table, trace_table, write_table
+from align.tables import is_parquet, prompt_table, read_prompts, read_trace_table, trace_table, write_table
 from guard.errors import UserError
-from guard.traces import Spool
+from guard.parquet import trace_of
+from guard.traces import Intervention, LogContent, Spool
 from tests.align.kit import trace
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,9 @@ def test_traces_survive_on_any_path(where: str, tmp_path: Path) -> None:
 
 def test_a_directory_of_files_is_read_whole_and_damaged_rows_are_counted(tmp_path: Path) -> None:
     table = trace_table([*TRACES, trace("c", cue=True)])
-    broken = table.set_column(table.schema.get_field_index("steps"), "steps", [["[]", "{", "null"]])
+    broken = table.set_column(
+        table.schema.get_field_index("created"), table.schema.field("created"), [[1.0, None, None]]
+    )
     write_table(trace_table([TRACES[0]]), str(tmp_path / "all.parquet" / "1.parquet"))
     write_table(broken, str(tmp_path / "all.parquet" / "2.parquet"))
     found, report = read_trace_table(str(tmp_path / "all.parquet"))
@@ -76,10 +79,21 @@ def test_what_is_no_parquet_is_a_sentence(tmp_path: Path) -> None:
         read_trace_table("nosuch://x")
 
 
-def test_a_row_keeps_what_an_older_trace_lacks() -> None:
+def test_a_row_of_an_older_file_lacks_what_has_a_default() -> None:
     row = trace_table(TRACES).to_pylist()[0]
-    del row["tenant"]
-    assert as_trace(row) == TRACES[0].model_copy(update={"tenant": ""})
+    for name in ("tenant", "weights", "log_content", "errors"):
+        del row[name]
+    assert trace_of(row) == TRACES[0].model_copy(update={"tenant": ""})
+
+
+@pytest.mark.parametrize("content", ["ids", "none"])
+def test_what_was_not_kept_does_not_come_back(content: LogContent) -> None:
+    given = Intervention(step=1, at=3, trigger_id="danger", mode="substitute", cue_ids=[90, 91], score=0.9)
+    whole = trace("a", cue=False, weights="w")
+    whole.receipt.interventions.append(given)
+    kept = whole.keeping(content)
+    (row,) = trace_table([kept]).to_pylist()
+    assert trace_of(row) == kept
 
 
 def test_parquet_is_told_by_its_name() -> None:
