@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guard.replay import replay
-from tests.guard.test_replay import CALM, CUE, FREE, live, reader, runtime
+from tests.guard.recorded import CALM, CUE, FREE, live, reader, runtime
 
 
 def test_a_request_that_was_not_kept_is_read_from_the_prompt() -> None:
