@@ -97,6 +97,22 @@ def test_traces_of_another_tokenizer_are_refused(bench: pipeline.Workbench, tmp_
     assert json.loads((bench.out / "collected.json").read_text())["other_tokenizer"] == 1
 
 
+def test_traces_that_keep_less_are_read_or_counted(bench: pipeline.Workbench, tmp_path: Path) -> None:
+    from guard.traces import Receipt, Trace
+
+    asked = [{"role": "user", "content": "How do I bake bread?"}]
+    ids = bench.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    for guard_id, content in (("a", "ids"), ("b", "none")):
+        receipt = Receipt(guard_id=guard_id, policy="p", policy_hash="h", detector="d", engine="e")
+        trace = Trace(
+            guard_id=guard_id, created=0.0, model="m", tokenizer_hash=bench.runtime.tokenizer_hash, request="lost",
+            prompt_ids=ids, output_ids=[2], steps=[], receipt=receipt,
+        )  # fmt: skip
+        Spool(tmp_path).append(trace.keeping(content))  # type: ignore[arg-type]
+    assert [(t.guard_id, t.request) for t in pipeline.collect(bench, tmp_path)] == [("a", "How do I bake bread?")]
+    assert json.loads((bench.out / "collected.json").read_text())["no_ids_kept"] == 1
+
+
 def test_an_engine_that_dies_is_a_clear_error(bench: pipeline.Workbench, tmp_path: Path) -> None:
     jobs = [Job(id="a", prompt_ids=[1])]
     generator = Generator(EngineSpec(model=str(tmp_path / "no-model")), tmp_path / "engine.log")
