@@ -1,7 +1,7 @@
 """What lies below the first trained layer is frozen: the reference pass keeps its output, the epochs start from there.
 
 A table holds the hidden state of every position of every row; `BranchCollator` says which entry stands where
-(`source`). The layers that made it are taken out of the model, which frees their memory.
+(`source`). The layers that made it are taken out of the model, which frees more memory than the table takes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ class LowerLayers:
 
     @classmethod
     def of(cls, causal: Any, positions: int) -> LowerLayers | None:
-        """The layers below the first with a weight that trains; None where there are none, or none can be told."""
-        layers = causal.get_decoder().__dict__["_modules"].get("layers")
-        embedded = any(p.requires_grad for p in causal.get_input_embeddings().parameters())
-        if not isinstance(layers, nn.ModuleList) or embedded:
+        """The layers below the first with a weight that trains; None where there are none, where they cannot be told,
+        or where the table would be larger than they are."""
+        layers = dict(causal.get_decoder().named_children()).get("layers")
+        embeddings = causal.get_input_embeddings().weight
+        if not isinstance(layers, nn.ModuleList) or embeddings.requires_grad:
             return None
         trained = [i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())]
-        return cls(layers, trained[0], positions) if trained and trained[0] > 0 else None
+        weights = sum(p.nbytes for layer in layers[: trained[0]] for p in layer.parameters()) if trained else 0
+        return cls(layers, trained[0], positions) if positions * embeddings[0].nbytes < weights else None
 
     @contextlib.contextmanager
     def kept(self, source: Tensor) -> Iterator[None]:

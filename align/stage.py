@@ -193,8 +193,9 @@ def lora_config(settings: TrainSettings, depth: int) -> Any:
 
 
 def arguments(settings: TrainSettings, out: Path) -> Any:
-    """The loop's arguments; UserError when `batch_size` does not split over the processes."""
+    """The loop's arguments; UserError when `batch_size` does not split over the processes or a tracker is missing."""
     from transformers import TrainingArguments
+    from transformers.integrations import get_available_reporting_integrations
 
     from guard.engine.hardware import fast_dtype, on_gpu
 
@@ -205,6 +206,12 @@ def arguments(settings: TrainSettings, out: Path) -> Any:
         raise UserError(
             "batch_size does not split", got=f"{settings.batch_size} pairs over {world} processes of {micro}",
             wanted="a multiple of processes x micro_batch",
+        )  # fmt: skip
+    known = get_available_reporting_integrations()
+    if missing := sorted(set(settings.report_to) - set(known)):
+        raise UserError(
+            f"Tracker {missing[0]} is not installed", wanted=f"one of {', '.join(known) or 'none'}",
+            fix=f"pip install {missing[0]}",
         )  # fmt: skip
     return TrainingArguments(
         output_dir=str(out), learning_rate=settings.learning_rate, num_train_epochs=settings.epochs,

@@ -90,7 +90,7 @@ def _lengths(rows: Sequence[dict[str, list[int]]]) -> dict[str, float]:
 
 
 def _peak(kind: str, model: str, share: float) -> float:
-    """MiB that two steps of one trainer hold at most, in a process of its own."""
+    """MiB that a step of one trainer hold at most, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.align_rig", kind, model, str(share)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return float(done.stdout.split()[-1])

@@ -23,8 +23,8 @@ from demo.rows import render_rows
 from guard.engine.hardware import fast_dtype, on_gpu
 from guard.triggers import POOL
 
-PAIRS = 16
-"""Per turn: two steps of the demo's training."""
+PAIRS = 8
+"""Per turn: one step of the demo's training."""
 SETTINGS = TrainSettings(epochs=1)
 PARTING = ("cue", "fine", "sense")
 """Kinds of sentences at which a pair's sides part."""

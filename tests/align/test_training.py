@@ -223,6 +223,18 @@ def test_a_stages_file_is_checked(tmp_path: Path) -> None:
         read_stages(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"report_to": ["wandb"]}, "Tracker wandb is not installed"),
+        ({"batch_size": 5, "micro_batch": 2}, "batch_size does not split; got 5 pairs over 1 processes of 2"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_starts(tmp_path: Path, changed: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        stage.arguments(TrainSettings(**changed), tmp_path)
+
+
 def refused(pairs: list[Pair], tokenizer: Any, out: Path) -> list[Pair]:
     """Writes what the trained model would say: the first benign pair is refused, the others are answered."""
     benign = [pair for pair in pairs if pair.kind == "benign"]
