@@ -1,8 +1,9 @@
 """Baselines that are trained on the same pairs: what a practitioner would try before intervened preference.
 
 `sft` learns the chosen sides by heart: no rejected side, every token after the divergence. `full-dpo` is plain DPO on
-everything after the divergence, answer included, without an SFT term. Putting the shared prefix inside both sides
-would change nothing: under the sigmoid loss its log-ratio cancels (docs/paper.md, `tests/align/test_loss.py`).
+everything after the divergence, answer included, without an SFT term; the shared prefix inside both sides would change
+nothing, since under the sigmoid loss its log-ratio cancels (docs/paper.md). `full-dpo-norm` has the prefix inside,
+where it counts: each side's log-ratio is divided by its length, as in Tulu 3 (arXiv 2411.15124, which has this beta).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BASELINES: dict[str, dict[str, Any]] = {
     "sft": {"scope": {"steps": None}, "beta": 0.0, "sft_weight": 1.0},
     "full-dpo": {"scope": {"steps": None}, "sft_weight": 0.0},
+    "full-dpo-norm": {"scope": {"steps": None}, "sft_weight": 0.0, "per_token": True, "beta": 5.0},
 }
 
 
@@ -45,8 +47,19 @@ def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainR
     if report is None:
         bench.make_room()
         settings = TrainSettings.model_validate(bench.settings.stages[0].model_dump() | BASELINES[name])
-        report = train(bench.settings.model, pairs, adapter, settings, bench.runtime.table)
+        sides = [with_prefix(pair) for pair in pairs] if settings.per_token else pairs
+        report = train(bench.settings.model, sides, adapter, settings, bench.runtime.table)
     return report
+
+
+def with_prefix(pair: Pair) -> Pair:
+    """The same pair as two whole outputs: what both sides share is part of each."""
+    return pair.model_copy(
+        update={
+            "prefix_ids": [], "chosen_ids": pair.prefix_ids + pair.chosen_ids,
+            "rejected_ids": pair.prefix_ids + pair.rejected_ids,
+        }
+    )  # fmt: skip
 
 
 def measure_baseline(

@@ -45,7 +45,7 @@ SecondJudge = Annotated[
     str | None,
     typer.Option("--judge", help="A second judge: openai:URL,MODEL (key in OPENAI_API_KEY), or a judge's directory."),
 ]
-Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo.")]
+Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo, full-dpo-norm.")]
 Tasks = Annotated[int, typer.Option(min=0, max=2000, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
 LmEval = Annotated[str, typer.Option(help="Tasks of lm-eval by name, such as gsm8k (needs lm-eval and the hub).")]
 MaxTokens = Annotated[int, typer.Option(min=8, help="Tokens of a reply; reasoning models of the hub need thousands.")]
@@ -149,7 +149,7 @@ def reproduce_command(
     speed: Annotated[Path | None, typer.Option(help="What `benchmarks.align` wrote, for the report.")] = None,
     seeds: Seeds = None,
     judge: SecondJudge = None,
-    baselines: Baselines = "sft,full-dpo",
+    baselines: Baselines = "sft,full-dpo,full-dpo-norm",
     tasks: Tasks = 240,
     lm_eval: LmEval = "",
     max_tokens: MaxTokens = 160,

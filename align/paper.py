@@ -23,7 +23,7 @@ from classifiers.stats import Rate, bootstrap
 NUMBERS = Path(__file__).with_name("paper_numbers.json")
 PAPER = " (paper)"
 #: Arms in the order of table 3's rows, which it calls SFT, DPO on all tokens, DPO after the cue.
-TABLE_3 = ("sft", "full-dpo", "aligned")
+TABLE_3 = ("sft", "full-dpo", "full-dpo-norm", "aligned")
 
 
 def numbers_for(model: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def paper_grids(run: SeedRun, model: str, harness: Mapping[str, Mapping[str, Rat
         "paper_table_2": _table_2(run, known.get("table_2", {}), harness),
         "paper_figure_3": _figure_3(run, known.get("figure_3", {})),
     }
-    if any(arm in run.outcomes for arm in TABLE_3[:2]):
+    if any(arm in run.outcomes for arm in TABLE_3[:-1]):
         found["paper_table_3"] = _table_3(run, known.get("table_3", {}))
     if run.rounds:
         found["paper_figure_6"] = _figure_6(run)
@@ -84,12 +84,13 @@ def _table_3(run: SeedRun, paper: Mapping[str, Sequence[float]]) -> Grid:
         harmful = [o for o in run.outcomes[arm] if o.request.label == "harmful"]
         rows[arm] = [rate_of(harmful, _thought_harm), rate_of(harmful, _said_harm), _mean_harm(harmful)]
         if paper:
-            rows[arm].append(" / ".join(f"{value:.1f}" for value in paper[arm]))
+            rows[arm].append(" / ".join(f"{value:.1f}" for value in paper.get(arm, ())))
     if paper:
         columns["Paper: R / A / mean, %"] = "plain"
     return Grid(
         title="The paper's table 3: what is learned from the same pairs",
-        note="sft: the chosen sides alone. full-dpo: every token after the divergence. aligned: this run's own scope "
+        note="sft: the chosen sides alone. full-dpo: every token after the divergence. full-dpo-norm: "
+        "whole outputs, length-normalised. aligned: this run's own scope "
         "and settings. The paper's rows are on StrongReject.",
         head="Arm", columns=columns, rows=rows,
     )  # fmt: skip

@@ -30,7 +30,7 @@ Columns = tuple[tuple[str, str, Unit, str], ...]
 
 ARM_ORDER = (
     "base", "base+guard", "base+substitute", "aligned", "aligned+guard", "base+primer", "base+keyword", "sft",
-    "full-dpo",
+    "full-dpo", "full-dpo-norm",
 )  # fmt: skip
 #: Title, ArmReport field, unit, and what a reader should wish for.
 COLUMNS: Columns = (

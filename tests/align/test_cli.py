@@ -19,7 +19,7 @@ from guard.errors import UserError
         (["--seeds", "0,0"], "--seeds; got 0,0; wanted different whole numbers, such as 0,1,2."),
         (["--seeds", "a"], "--seeds; got a; wanted different"),
         (["--seeds", "-1"], "--seeds; got -1; wanted different"),
-        (["--baselines", "sft,dpo"], "--baselines; got dpo; wanted names of sft, full-dpo."),
+        (["--baselines", "sft,dpo"], "--baselines; got dpo; wanted names of sft, full-dpo, full-dpo-norm."),
         (["--judge", "openai:localhost,m"], "--judge; got openai:localhost,m; wanted openai:URL,MODEL"),
     ],
 )
