@@ -12,6 +12,7 @@ from align.pairs_cli import export, pairs
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
     from align.pipeline import AlignSettings, Workbench
+    from align.study import StudySettings
 
 app = typer.Typer(
     help="Turn logged, intervened traces into preference pairs, train the model on them, measure the result.",
@@ -34,6 +35,20 @@ Stages = Annotated[
 Accelerate = Annotated[
     Path | None, typer.Option(help="Train under `accelerate launch` with this file, such as align/configs/fsdp.yaml.")
 ]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as 0,1,2: several seeds get a run each in OUT/seed-N. Default: the run's own; 0,1,2 for reproduce."
+    ),
+]
+SecondJudge = Annotated[
+    str | None,
+    typer.Option("--judge", help="A second judge: openai:URL,MODEL (key in OPENAI_API_KEY), or a judge's directory."),
+]
+Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo, full-dpo-norm.")]
+Tasks = Annotated[int, typer.Option(min=0, max=2000, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
+LmEval = Annotated[str, typer.Option(help="Tasks of lm-eval by name, such as gsm8k (needs lm-eval and the hub).")]
+MaxTokens = Annotated[int, typer.Option(min=8, help="Tokens of a reply; reasoning models of the hub need thousands.")]
 
 
 @app.callback()
@@ -47,6 +62,7 @@ def align(
     stages: Stages = None,
     accelerate: Accelerate = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
+    max_tokens: MaxTokens = 160,
 ) -> None:
     """Runs collect, rollouts, judge, pairs, training and evaluation.
 
@@ -57,10 +73,13 @@ def align(
     given = {"--traces": traces, "--model": model, "--out": out}
     missing = [name for name, value in given.items() if value is None]
     if traces is None or model is None or out is None:
-        raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, table)")
+        raise typer.BadParameter(
+            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, reproduce, table)"
+        )
     from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, policy, seed, stages), out) as bench:
+    settings = _settings(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
+    with pipeline.Workbench.open(settings, out) as bench:
         found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
         held_out = _requests(bench, requests)
         pipeline.evaluate_base(bench, held_out)
@@ -89,15 +108,69 @@ def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Acc
 
 
 @app.command(name="evaluate")
-def evaluate_command(model: Model, out: Out, requests: Requests = None, stages: Stages = None, seed: int = 0) -> None:
-    """Measure base, base + guard, base + primer, aligned, aligned + guard; write `OUT/evaluation.json`.
+def evaluate_command(
+    model: Model,
+    out: Out,
+    requests: Requests = None,
+    seeds: Seeds = None,
+    judge: SecondJudge = None,
+    baselines: Baselines = "",
+    tasks: Tasks = 240,
+    lm_eval: LmEval = "",
+) -> None:
+    """Measure all arms of the run in OUT, each with intervals; write `OUT/report.html` and `report.json`.
 
     Example: `cli.py align evaluate --model demo --out runs/align --requests held-out.jsonl`
-    """
-    from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
-        pipeline.measure(bench, _requests(bench, requests))
+    Example: `cli.py align evaluate --model demo --out runs/align --judge openai:http://localhost:9000/v1,big-model`
+    """
+    from align import reproduce as study
+    from align.study import recorded
+
+    wanted = _study(seeds or "0", judge, baselines, tasks, lm_eval)
+    settings = recorded(out, _settings(model, None, 0).model)
+    if seeds is None:
+        wanted = wanted.model_copy(update={"seeds": (settings.seed,)})
+    study.evaluate(settings, out, wanted, lambda bench: _requests(bench, requests))
+
+
+@app.command(name="reproduce")
+def reproduce_command(
+    model: Model,
+    out: Out,
+    requests: Requests = None,
+    train_requests: Annotated[
+        Path | None,
+        typer.Option(help="Requests whose guarded replies are the traces; default: built in."),
+    ] = None,
+    traces: Annotated[Path | None, typer.Option(help="Traces that `serve` wrote, instead of --train-requests.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy the guard runs under.")] = None,
+    stages: Stages = None,
+    speed: Annotated[Path | None, typer.Option(help="What `benchmarks.align` wrote, for the report.")] = None,
+    seeds: Seeds = None,
+    judge: SecondJudge = None,
+    baselines: Baselines = "sft,full-dpo,full-dpo-norm",
+    tasks: Tasks = 240,
+    lm_eval: LmEval = "",
+    max_tokens: MaxTokens = 160,
+) -> None:
+    """The paper's tables in shape, on any model: traces, pairs, training, all arms and baselines, every seed.
+
+    The paper's numbers stand beside ours where the model is one of the paper's. Interrupted, it goes on where it was.
+
+    Example: `cli.py align reproduce --model deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --out runs/paper --max-tokens 4096
+    --requests benchmarks.jsonl --train-requests star-1.jsonl --judge openai:https://api.openai.com/v1,gpt-4o`
+    """
+    from align import reproduce as study
+    from align.requests import from_file, training
+
+    settings = _settings(model, policy, 0, stages).model_copy(update={"max_tokens": max_tokens})
+    wanted = _study(seeds or "0,1,2", judge, baselines, tasks, lm_eval)
+    study.reproduce(
+        settings, out, wanted, lambda bench: _requests(bench, requests),
+        lambda bench: training(bench.prompt) if train_requests is None else from_file(train_requests, bench.prompt),
+        traces, speed,
+    )  # fmt: skip
 
 
 @app.command()
@@ -117,6 +190,22 @@ def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
     from align.requests import built_in, from_file
 
     return built_in(bench.prompt) if path is None else from_file(path, bench.prompt)
+
+
+def _study(seeds: str, judge: str | None, baselines: str, tasks: int, lm_eval: str) -> StudySettings:
+    from align.baselines import known_baselines
+    from align.study import StudySettings
+    from classifiers.judging import check_spec
+    from guard.errors import UserError
+
+    numbers = [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError("--seeds", got=seeds, wanted="different whole numbers, such as 0,1,2")
+    check_spec(judge)
+    return StudySettings(
+        seeds=tuple(map(int, numbers)), judge=judge, baselines=known_baselines(baselines), tasks=tasks,
+        lm_eval=tuple(name.strip() for name in lm_eval.split(",") if name.strip()),
+    )  # fmt: skip
 
 
 def _settings(model: str, policy: Path | None, seed: int, stages: Path | None = None) -> AlignSettings:

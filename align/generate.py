@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +195,11 @@ def end_torn_line(path: Path) -> None:
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         with path.open("ab") as sink:
             sink.write(b"\n")
+
+
+def drop_results(path: Path, ids: Collection[str]) -> None:
+    """Takes results out of a file, so that they are generated again."""
+    kept = [result for result in read_results(path).values() if result.id not in ids]
+    scratch = path.with_suffix(".part")
+    scratch.write_text("".join(result.model_dump_json() + "\n" for result in kept), encoding="utf-8")
+    scratch.replace(path)

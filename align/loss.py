@@ -28,6 +28,7 @@ def preference_loss(
     ref_chosen: Tensor,
     ref_rejected: Tensor,
     chosen_tokens: Tensor,
+    rejected_tokens: Tensor | None = None,
     *,
     beta: float,
     sft_weight: float,
@@ -35,9 +36,14 @@ def preference_loss(
     """-log sigmoid(beta * margin) + sft_weight * mean NLL of the chosen tokens.
 
     `chosen`, `rejected`, `ref_*`: summed log-probabilities in nats, float [pairs]. `chosen_tokens`: how many tokens
-    each chosen sum runs over, [pairs]. The SFT term averages over tokens of the whole batch.
+    each chosen sum runs over, [pairs]. `rejected_tokens`: the same of the rejected side where the loss is to be
+    normalised by length (each side's log-ratio per token), else None. The SFT term averages over tokens of the whole
+    batch.
     """
-    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    gained, lost = chosen - ref_chosen, rejected - ref_rejected
+    if rejected_tokens is not None:
+        gained, lost = gained / chosen_tokens, lost / rejected_tokens
+    margin = gained - lost
     preference = -torch.nn.functional.logsigmoid(beta * margin).mean()
     sft = -chosen.sum() / chosen_tokens.sum()
     return PreferenceLoss(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from align.report import COLUMNS, CONTROLS, Report, cells, cut, ordered, show, unit_of, visible
+from align.figures import Grid, show, unit_of
+from align.report import COLUMNS, CONTROLS, Report, cells, cut, ordered, visible
 from guard.errors import UserError
 
 
@@ -46,7 +47,12 @@ def markdown(report: Report) -> str:
         (["met" if goal.met else "**missed**", goal.name, goal.wanted, show(goal.got, unit_of(goal.name))]
          for goal in report.goals),
     )  # fmt: skip
-    return "\n\n".join((judged, arms, controls, goals)) + "\n"
+    return "\n\n".join((judged, arms, controls, goals, *map(_grid, report.grids.values()))) + "\n"
+
+
+def _grid(grid: Grid) -> str:
+    rows = ([name, *(" ".join(filter(None, one)) for one in found)] for name, found in grid.lines().items())
+    return f"**{_cell(grid.title)}**\n\n" + _table((grid.head, *grid.columns), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

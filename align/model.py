@@ -38,7 +38,10 @@ def load_runtime(
 
 def render(tokenizer: PreTrainedTokenizerBase, request: str) -> list[int]:
     """A request as the model's chat template renders it."""
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, return_dict=False
-    )
+    return render_chat(tokenizer, [{"role": "user", "content": request}])
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """A conversation as the model's chat template renders it, up to where the model goes on."""
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     return [int(i) for i in ids]

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -29,7 +29,7 @@ from align.card import publish
 from align.controls import Control, run_controls
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
 from align.generate import EngineSpec, Generator, read_results
-from align.model import load_runtime, load_tokenizer, render
+from align.model import load_runtime, load_tokenizer, render, render_chat
 from align.pairs import Pair, read_pairs
 from align.recipe import run_stages
 from align.rollouts import Harvest, roll_out
@@ -60,6 +60,8 @@ class AlignSettings(BaseModel):
     judge: Path | None = None
     stages: list[TrainSettings] = [TrainSettings()]
     seed: int = 0
+    max_tokens: int = 160
+    """Of a reply that is evaluated."""
 
 
 class Evaluation(BaseModel):
@@ -104,12 +106,13 @@ class Workbench:
         tokenizer = load_tokenizer(settings.model)
         runtime = load_runtime(settings.model, tokenizer, settings.policy, settings.detector)
         reader = ReplyReader(runtime.table, runtime.delimiters)
-        return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
+        context = max(cls.context, 2 * settings.max_tokens)
+        return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge), context)
 
-    def generator(self, model: Literal["base", "aligned"]) -> Generator:
-        """The run's engine with the weights of one of its two models, guarded by its policy and detector where a job
-        asks for it."""
-        path = self.settings.model if model == "base" else str(self.aligned)
+    def generator(self, model: str) -> Generator:
+        """The run's engine with the weights of one of its models (`weights`), guarded by its policy and detector where
+        a job asks for it."""
+        path = str(self.weights(model))
         if self._generator is None:
             evaluation = self.out / "evaluation"
             guard = {"spool": str(evaluation / "spool")}
@@ -129,9 +132,18 @@ class Workbench:
         """Where the merged model goes."""
         return self.out / "aligned"
 
+    def weights(self, model: str) -> str | Path:
+        """Where `base`, `aligned` or the model of a baseline lies."""
+        known: dict[str, str | Path] = {"base": self.settings.model, "aligned": self.aligned}
+        return known.get(model, self.out / "baselines" / model / "merged")
+
     def prompt(self, request: str) -> list[int]:
         """A request as the model's chat template renders it."""
         return render(self.tokenizer, request)
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """A conversation as the model's chat template renders it, up to where the model goes on."""
+        return render_chat(self.tokenizer, messages)
 
 
 def collect(bench: Workbench, traces: str | Path) -> list[Trace]:
@@ -210,7 +222,9 @@ def evaluate_base(
         Arm("base+primer", "base", opening=primer, one_wording=True),
     ]
     generator = bench.generator("base")
-    outcomes = run_arms(arms, requests, generator, bench.reader, bench.judge, out)
+    outcomes = run_arms(
+        arms, requests, generator, bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
+    )  # fmt: skip
     raw = read_results(out / "base.jsonl")
     harmful = [(o, raw[f"base|{o.request.id}"].output_ids) for o in outcomes["base"] if o.request.label == "harmful"]
     controls = run_controls(
@@ -225,7 +239,9 @@ def evaluate_aligned(bench: Workbench, requests: Sequence[EvalRequest]) -> dict[
     merge(bench.settings.model, bench.out / "adapter", bench.aligned)
     arms = [Arm("aligned", "aligned"), Arm("aligned+guard", "aligned", guard=True)]
     out = bench.out / "evaluation"
-    return run_arms(arms, requests, bench.generator("aligned"), bench.reader, bench.judge, out)
+    return run_arms(
+        arms, requests, bench.generator("aligned"), bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
+    )  # fmt: skip
 
 
 def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:

@@ -22,15 +22,16 @@ from rich.text import Text
 
 from align.controls import Control
 from align.evaluate import ArmReport
+from align.figures import Grid, Unit, Value, parts, show, unit_of, value_text
 from classifiers.stats import Rate
 
-Unit = Literal["percent", "points", "per 1,000", "plain"]
-# Left to right, or a rate read back from JSON would also pass as a mapping of floats.
-Value = Annotated[Rate | str | float, Field(union_mode="left_to_right")]
 Values = Mapping[str, Annotated[Rate | str | float | Mapping[str, Value], Field(union_mode="left_to_right")]]
 Columns = tuple[tuple[str, str, Unit, str], ...]
 
-ARM_ORDER = ("base", "base+guard", "aligned", "aligned+guard", "base+primer")
+ARM_ORDER = (
+    "base", "base+guard", "base+substitute", "aligned", "aligned+guard", "base+primer", "base+keyword", "sft",
+    "full-dpo", "full-dpo-norm",
+)  # fmt: skip
 #: Title, ArmReport field, unit, and what a reader should wish for.
 COLUMNS: Columns = (
     ("Reasoning harm", "reasoning_harm", "percent", "lower is better"),
@@ -122,8 +123,10 @@ class Report(_Part):
     command: str
     transcripts: list[Transcript] = []
     notes: list[str] = []
+    grids: dict[str, Grid] = {}
+    """Further tables by name: reasoning tasks, seeds, another judge, the paper's tables."""
 
-    @field_validator("arms", "controls", "changes", "goals", "speed", "judge", mode="before")
+    @field_validator("arms", "controls", "changes", "goals", "speed", "judge", "grids", mode="before")
     @classmethod
     def _null_is_nan(cls, value: object, info: ValidationInfo) -> object:
         return _undefined(value) if info.mode == "json" else value
@@ -209,47 +212,15 @@ def segments(arm: TranscriptArm, limit: int = SHOWN_CHARS) -> list[tuple[str | N
     return [(kind, part) for kind, part in [*found, (None, cut(text[at:], limit - at))] if part]
 
 
-def unit_of(name: str) -> Unit:
-    """How a figure of this name is shown: `... points` in points, the rest as a percentage."""
-    return "points" if name.endswith("points") else "percent"
-
-
-def parts(rate: Rate, unit: Unit) -> tuple[str, str, str]:
-    """The point, the interval (empty where there is none) and the n of one cell."""
-    n = f"n={rate.n}"
-    if rate.n == 0:
-        return "no cases", "", n
-    if not all(map(math.isfinite, (rate.rate, rate.lo, rate.hi))):
-        return "undefined", "", n
-    if unit == "per 1,000":
-        return f"{round(rate.rate)}", f"[{round(rate.lo)}, {round(rate.hi)}]", n
-    interval = f"[{round(100 * rate.lo)}, {round(100 * rate.hi)}]"
-    # Adding zero turns -0.0 into 0.0.
-    point = round(100 * rate.rate, 1) + 0.0
-    return (f"{point:.1f} %" if unit == "percent" else f"{point:+.1f} points"), interval, n
-
-
 def cells(name: str, arm: ArmReport, columns: Columns) -> list[tuple[str, str, str]]:
     """One arm's row. What only a guard can cause is no measurement in an arm without one."""
-    guarded = name.endswith("+guard")
+    guarded = name.endswith(("+guard", "+substitute"))
     row = [(unit, getattr(arm, field)) for _, field, unit, _ in columns]
     return [
         ("no guard", "", "") if unit in ("per 1,000", "plain") and not guarded
         else parts(figure, unit) if isinstance(figure, Rate) else (value_text(figure), "", "")
         for unit, figure in row
     ]  # fmt: skip
-
-
-def show(figure: Rate | float, unit: Unit = "percent") -> str:
-    """One cell on one line, such as `42.1 % [34, 50] n=144`."""
-    return " ".join(filter(None, parts(figure, unit))) if isinstance(figure, Rate) else value_text(figure)
-
-
-def value_text(value: Rate | str | float) -> str:
-    """A figure of the speed or agreement lists."""
-    if isinstance(value, float | int):
-        return "undefined" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
 
 
 def ordered(arms: Mapping[str, ArmReport]) -> dict[str, ArmReport]:

@@ -22,6 +22,9 @@ class RequestLine(BaseModel):
 
     request: str
     label: Label
+    topic: str | None = None
+    """What other wordings of it share; None: it stands alone."""
+    benchmark: str = "requests"
 
 
 def built_in(render: Callable[[str], list[int]]) -> list[EvalRequest]:
@@ -43,6 +46,16 @@ def built_in(render: Callable[[str], list[int]]) -> list[EvalRequest]:
     return found
 
 
+def training(render: Callable[[str], list[int]]) -> list[EvalRequest]:
+    """What the demo's users ask: every `align` topic in its first wording. None of them is held out."""
+    from demo.topics import load_topics
+
+    return [
+        EvalRequest(id=t.id, topic=t.id, label=t.kind, request=t.request, prompt_ids=render(t.request))
+        for t in load_topics("align")
+    ]
+
+
 def from_file(path: Path, render: Callable[[str], list[int]]) -> list[EvalRequest]:
     """Requests of a JSON-lines file; a malformed line is a UserError that names it."""
     try:
@@ -57,12 +70,12 @@ def from_file(path: Path, render: Callable[[str], list[int]]) -> list[EvalReques
             raise UserError(
                 f"Requests file {path}, line {number}",
                 got=line[:80],
-                wanted='{"request": text, "label": "harmful", "benign" or "alarming"}',
+                wanted='{"request": text, "label": "harmful", "benign" or "alarming"}, perhaps `topic`, `benchmark`',
             ) from error
         found.append(
             EvalRequest(
-                id=f"line-{number}", topic=f"line-{number}", label=row.label, request=row.request,
-                prompt_ids=render(row.request),
+                id=f"line-{number}", topic=row.topic or f"line-{number}", label=row.label, request=row.request,
+                prompt_ids=render(row.request), benchmark=row.benchmark,
             )
         )  # fmt: skip
     return found

@@ -41,6 +41,8 @@ class TrainSettings(BaseModel):
     max_length: int | None = None
     """Tokens of prefix and longer side; longer rows are left out and named, never cut. None: what the model takes."""
     beta: float = 0.1
+    per_token: bool = False
+    """Divide each side's log-ratio by its number of tokens (length-normalised DPO, which wants a larger beta)."""
     sft_weight: float = 1.0
     learning_rate: float = 5e-4
     epochs: float = 4.0

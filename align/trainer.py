@@ -83,10 +83,13 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
             raise RuntimeError("the reference pass comes first")
         chosen, rejected = self._branches(model, inputs)
         reference = self._reference[inputs["index"]]
-        counts = torch.bincount(inputs["pair"][inputs["side"] == 0], minlength=len(reference))
+        settings = self._pair_settings
+        counts, others = (
+            torch.bincount(inputs["pair"][inputs["side"] == side], minlength=len(reference)) for side in (0, 1)
+        )
         result = preference_loss(
-            chosen, rejected, reference[:, 0], reference[:, 1], counts,
-            beta=self._pair_settings.beta, sft_weight=self._pair_settings.sft_weight,
+            chosen, rejected, reference[:, 0], reference[:, 1], counts, others if settings.per_token else None,
+            beta=settings.beta, sft_weight=settings.sft_weight,
         )  # fmt: skip
         # A margin can grow while both sides fall: the chosen trigger's own probability is the number to watch.
         seen = {"chosen_logp": chosen.detach().mean(), **result._asdict()}

@@ -43,7 +43,7 @@ def build_tiny_model(target: Path, stubborn: frozenset[str] = frozenset()) -> Pa
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=256, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config).float()

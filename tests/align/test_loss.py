@@ -63,10 +63,10 @@ def test_pieces_share_a_row_where_that_saves_positions(lengths: list[int], rows:
     assert fold(lengths) == rows
 
 
-def random_model() -> torch.nn.Module:
+def random_model(seed: int = 3) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, attn_implementation="sdpa",

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from align import plots
 from align.controls import Control
+from align.figures import Unit, show, value_text
 from align.report import (
     SHOWN_CHARS,
     Goal,
@@ -22,13 +23,10 @@ from align.report import (
     Span,
     Transcript,
     TranscriptArm,
-    Unit,
     cut,
     print_table,
     render,
     segments,
-    show,
-    value_text,
     visible,
     write_report,
 )

@@ -10,6 +10,7 @@ import pytest
 
 from align import pipeline
 from align.candidates import RolloutSettings, candidates
+from align.evaluate import generate_traced
 from align.generate import EngineSpec, Generator, Job, Result, read_results
 from align.model import load_tokenizer
 from align.requests import built_in, from_file
@@ -23,6 +24,14 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = pipeline.AlignSettings(model=str(tiny_model))
     with pipeline.Workbench.open(settings, tmp_path_factory.mktemp("run")) as found:
         yield found
+
+
+def check_a_lost_trace_is_made_again(generator: Generator, jobs: list[Job], out: Path, spool: Path) -> None:
+    """A killed run can leave a reply whose trace was never written: it is generated again, and only it."""
+    kept = read_results(out)
+    next(spool.glob("*.jsonl")).unlink()
+    repaired, traces = generate_traced(jobs, generator, out, "test")
+    assert (list(traces), repaired) == (["guarded"], kept)
 
 
 def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbench, tmp_path: Path) -> None:
@@ -42,6 +51,7 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
         assert generator.generate(jobs, out, "nothing is missing") == results
         # More jobs than the engine has room for, on the engine that is already there.
         longer = generator.generate(more, tmp_path / "more.jsonl", "test")
+        check_a_lost_trace_is_made_again(generator, jobs, out, spool)
     assert [len(longer[job.id].output_ids) for job in more] == list(range(1, 12))
     assert {longer[job.id].finish for job in more} == {"length"}
     trace = {t.guard_id: t for t in read_traces(spool)[0]}["guarded"]

@@ -49,3 +49,35 @@ def test_bootstrap_pair() -> None:
     assert gap.n == 10
     with pytest.raises(ValueError, match="sizes 0 and 20"):
         bootstrap_pair([], b, ratio)
+
+
+def test_one_case_a_group_is_wilsons_interval() -> None:
+    assert Rate.clustered([True] * 81 + [False] * 182, range(263)) == Rate.of(81, 263)
+    assert Rate.clustered([], []) == Rate.of(0, 0)
+    with pytest.raises(ValueError, match="1 flags and 2 groups"):
+        Rate.clustered([True], ["a", "b"])
+
+
+def test_repeats_of_a_topic_add_cases_and_no_certainty() -> None:
+    topics = [f"t{i}" for i in range(20)]
+    flags = [i < 5 for i in range(20)]
+    once = Rate.clustered(flags, topics)
+    # Every topic six times over, always with the same result: the interval of twenty cases, not of 120.
+    often = Rate.clustered(flags * 6, topics * 6)
+    assert (often.rate, often.n) == (0.25, 120)
+    assert (often.lo, often.hi) == pytest.approx((once.lo, once.hi))
+    assert Rate.clustered([False] * 120, topics * 6).hi == pytest.approx(Rate.of(0, 20).hi)
+    # Wordings that differ within a topic as much as topics do are worth more than one case, never more than n.
+    mixed = Rate.clustered([i % 2 == 0 for i in range(40)], [i // 2 for i in range(40)])
+    assert (mixed.lo, mixed.hi) == (Rate.of(20, 40).lo, Rate.of(20, 40).hi)
+
+
+def test_bootstrap_resamples_whole_groups() -> None:
+    values = [0.0] * 30 + [1.0] * 10
+    mean = lambda x: float(x.mean())  # noqa: E731
+    alone = bootstrap(mean, values)
+    assert bootstrap(mean, values, groups=range(40)) == alone
+    repeated = bootstrap(mean, values * 3, groups=[*range(40)] * 3)
+    assert (repeated.rate, repeated.n) == (0.25, 120)
+    assert (repeated.lo, repeated.hi) == (alone.lo, alone.hi)
+    assert bootstrap(mean, values * 3).hi < repeated.hi

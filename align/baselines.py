@@ -1,0 +1,84 @@
+"""Baselines that are trained on the same pairs: what a practitioner would try before intervened preference.
+
+`sft` learns the chosen sides by heart: no rejected side, every token after the divergence. `full-dpo` is plain DPO on
+everything after the divergence, answer included, without an SFT term; the shared prefix inside both sides would change
+nothing, since under the sigmoid loss its log-ratio cancels (docs/paper.md). `full-dpo-norm` has the prefix inside,
+where it counts: each side's log-ratio is divided by its length, as in Tulu 3 (arXiv 2411.15124, which has this beta).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.evaluate import Arm, EvalRequest, Outcome, run_arms
+from align.generate import read_results
+from align.pairs import Pair
+from align.quality import Attempt, attempt
+from align.tasks import Task
+from align.train import TrainReport, TrainSettings, merge, read_report, train
+from guard.errors import UserError
+
+if TYPE_CHECKING:
+    from align.pipeline import Workbench
+
+#: What each changes in the settings of the run's first stage. Beta 0 leaves the SFT term alone.
+BASELINES: dict[str, dict[str, Any]] = {
+    "sft": {"scope": {"steps": None}, "beta": 0.0, "sft_weight": 1.0},
+    "full-dpo": {"scope": {"steps": None}, "sft_weight": 0.0},
+    "full-dpo-norm": {"scope": {"steps": None}, "sft_weight": 0.0, "per_token": True, "beta": 5.0},
+}
+
+
+def known_baselines(names: str) -> tuple[str, ...]:
+    """The names in a comma-separated list; an unknown one is a UserError."""
+    found = tuple(name.strip() for name in names.split(",") if name.strip())
+    if unknown := [name for name in found if name not in BASELINES]:
+        raise UserError("--baselines", got=unknown[0], wanted=f"names of {', '.join(BASELINES)}")
+    return found
+
+
+def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainReport:
+    """Trains it into `OUT/baselines/NAME/adapter`, unless it is there already."""
+    adapter = _directory(bench, name) / "adapter"
+    report = read_report(adapter)
+    if report is None:
+        bench.make_room()
+        settings = TrainSettings.model_validate(bench.settings.stages[0].model_dump() | BASELINES[name])
+        sides = [with_prefix(pair) for pair in pairs] if settings.per_token else pairs
+        report = train(bench.settings.model, sides, adapter, settings, bench.runtime.table)
+    return report
+
+
+def with_prefix(pair: Pair) -> Pair:
+    """The same pair as two whole outputs: what both sides share is part of each."""
+    return pair.model_copy(
+        update={
+            "prefix_ids": [], "chosen_ids": pair.prefix_ids + pair.chosen_ids,
+            "rejected_ids": pair.prefix_ids + pair.rejected_ids,
+        }
+    )  # fmt: skip
+
+
+def measure_baseline(
+    bench: Workbench, name: str, requests: Sequence[EvalRequest], tasks: Sequence[Task]
+) -> tuple[list[Outcome], list[Attempt]]:
+    """Its replies to requests and tasks. The merged weights stay only while they are needed; the adapter stays."""
+    out = bench.out / "evaluation"
+    arm, merged = Arm(name, name), Path(bench.weights(name))
+    done = read_results(out / f"{name}.jsonl").keys() | read_results(out / f"tasks-{name}.jsonl").keys()
+    wanted = {f"{name}|{i}" for i in (*(r.id for r in requests), *(t.id for t in tasks))}
+    if wanted - done:
+        merge(bench.settings.model, _directory(bench, name) / "adapter", merged)
+    outcomes = run_arms(
+        [arm], requests, bench.generator(name), bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
+    )[name]  # fmt: skip
+    tried = attempt(bench, [arm], tasks)[name]
+    shutil.rmtree(merged, ignore_errors=True)
+    return outcomes, tried
+
+
+def _directory(bench: Workbench, name: str) -> Path:
+    return bench.out / "baselines" / name

@@ -1,0 +1,89 @@
+"""Reasoning quality kept: the share of auto-checked tasks that an arm solves, reasoning on, and its paired change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align.evaluate import Arm, mean_of
+from align.generate import Job
+from align.tasks import Task, answers, solved
+from align.text import ReplyReader
+from classifiers.stats import Rate
+
+if TYPE_CHECKING:
+    from align.pipeline import Workbench
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One task as one arm answered it."""
+
+    task: Task
+    solved: bool
+    answered: bool
+    """The answer is right, which not every solved task needs (`align.tasks`)."""
+
+
+def attempt(bench: Workbench, arms: Sequence[Arm], tasks: Sequence[Task]) -> dict[str, list[Attempt]]:
+    """Every arm of one model on every task, in the tasks' order; resumable."""
+    prompts = {task.id: bench.chat(messages(task, *marks(bench))) for task in tasks}
+    jobs = [
+        Job(
+            id=f"{arm.name}|{task.id}", prompt_ids=prompts[task.id], max_tokens=bench.settings.max_tokens,
+            guard=arm.guard,
+        )
+        for arm in arms
+        for task in tasks
+    ]  # fmt: skip
+    label = f"tasks: {', '.join(arm.name for arm in arms)}"
+    file = bench.out / "evaluation" / f"tasks-{arms[0].model}.jsonl"
+    results = bench.generator(arms[0].model).generate(jobs, file, label)
+    return {
+        arm.name: [_attempt(task, results[f"{arm.name}|{task.id}"].output_ids, bench.reader) for task in tasks]
+        for arm in arms
+    }  # fmt: skip
+
+
+def messages(task: Task, start: str, end: str) -> list[dict[str, str]]:
+    """The solved tasks as turns of a conversation, then the task; `start`, `end` delimit the reasoning."""
+    turns = []
+    for shot in task.shots:
+        turns.append({"role": "user", "content": shot.prompt})
+        turns.append({"role": "assistant", "content": f"{start}\n{shot.thought}\n{end}\n{shot.answer}"})
+    return [*turns, {"role": "user", "content": task.prompt}]
+
+
+def marks(bench: Workbench) -> tuple[str, str]:
+    """What opens and closes reasoning, as text; empty where nothing does."""
+    delimiters = bench.runtime.delimiters
+    start, end = (
+        "" if i is None else str(bench.tokenizer.convert_ids_to_tokens(i)) for i in (delimiters.start, delimiters.end)
+    )
+    return start, end
+
+
+def _attempt(task: Task, output: list[int], reader: ReplyReader) -> Attempt:
+    reply = reader.read(output)
+    return Attempt(task, solved(task, reply.reasoning, reply.answer), answers(task, reply.answer))
+
+
+def share(attempts: Sequence[Attempt]) -> Rate:
+    """Share of tasks solved; several seeds' attempts at one task belong together."""
+    return Rate.clustered([a.solved for a in attempts], [a.task.id for a in attempts])
+
+
+def share_by_kind(attempts: Sequence[Attempt]) -> dict[str, Rate]:
+    """The same for each kind of task."""
+    return {kind: share([a for a in attempts if a.task.kind == kind]) for kind in dict.fromkeys(_kinds(attempts))}
+
+
+def quality_change(before: Sequence[Attempt], after: Sequence[Attempt]) -> Rate:
+    """after - before of the share solved, over the same tasks in the same order: paired bootstrap."""
+    pairs = list(zip(before, after, strict=True))
+    return mean_of([float(a.solved) - float(b.solved) for b, a in pairs], [a.task.id for _, a in pairs])
+
+
+def _kinds(attempts: Sequence[Attempt]) -> list[str]:
+    return [a.task.kind for a in attempts]
