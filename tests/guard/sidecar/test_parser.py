@@ -112,6 +112,6 @@ def test_vllm_takes_a_guarded_reply_apart_as_the_guard_does(rung: str, answer: s
     assert found == {"reasoning": reasoning, "content": answer}
 
 
-def test_the_tokenizer_is_gpt_osss() -> None:
-    text = channels.FINAL + REFUSAL + "<|return|>"
+def test_the_test_tokenizer_has_gpt_osss_ids() -> None:
+    text = channels.FINAL + "I am sorry.<|return|>"
     assert harmony.tokenizer().encode(text, add_special_tokens=False).ids == harmony.ids(text)
