@@ -37,7 +37,7 @@ def channel_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     llm = LLM(
         str(model), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=4, block_size=32,
         num_gpu_blocks_override=64, disable_log_stats=True,
-        **engine_arguments({"spool": str(spool), "allow_off": True, "probe_secret": "s3cret"}),
+        **engine_arguments({"spool": str(spool), "allow_off": True, "secret": "s3cret"}),
     )  # fmt: skip
     return Engine(llm, spool)
 

@@ -50,7 +50,9 @@ class Model:
 
 def run(model: Model, policy: Policy = SUBSTITUTE, limit: int = 200) -> tuple[Substitution, list[list[int]]]:
     """The finished substitution and the runs of ids that it let out."""
-    watcher = StepMonitor(kit.runtime(policy), "car", zone="reasoning", guard_id="kit", mode="substitute")
+    watcher = StepMonitor(
+        kit.runtime(policy), "car", zones=kit.runtime(policy).zones("reasoning"), guard_id="kit", mode="substitute"
+    )
 
     async def score(watched: StepMonitor) -> float:
         assert watched.pending is not None
