@@ -18,7 +18,8 @@ from guard.engine.session import EngineGuard, EngineSettings
 from guard.monitor import StepMonitor
 from guard.policy import Policy
 from guard.prompt import PromptReader
-from guard.replay import Replayer, compare
+from guard.replay import Replayer
+from guard.replay_report import compare
 from guard.runtime import GuardRuntime
 from guard.traces import StepRecord, Trace
 from guard.triggers import REFUSAL, STOPPING

@@ -12,7 +12,8 @@ import pytest
 from guard.engine.adapter import engine_arguments
 from guard.engine.session import EngineGuard
 from guard.policy import Policy
-from guard.replay import Replayer, compare
+from guard.replay import Replayer
+from guard.replay_report import compare
 from guard.traces import Trace
 from guard.triggers import REFUSAL, STOPPING
 from tests import tiny_channels
@@ -27,9 +28,9 @@ REFUSE = Policy(ladder=("refuse",))
 END = f"<|end|>{FINAL}{ANSWER}<|return|>"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def channel_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """A second engine in this process, on a tiny model that writes channels."""
+    """A second engine in this process, on a tiny model that writes channels; its end would be the shared one's too."""
     from vllm import LLM
 
     model = tiny_channels.build_words(tmp_path_factory.mktemp("channels") / "model")

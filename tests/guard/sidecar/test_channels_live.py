@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from guard.prompt import PromptReader
-from guard.replay import Replayer, compare
+from guard.replay import Replayer
+from guard.replay_report import compare
 from guard.sidecar.app import create_app
 from guard.sidecar.serve import ServeSettings, prepare
 from guard.traces import Trace, read_traces
