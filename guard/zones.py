@@ -82,26 +82,25 @@ class ZoneGrammar:
 
 def find_grammar(tokenizer: Tokenizer) -> ZoneGrammar:
     """The grammar whose marks are single ids of the tokenizer's; one without marks when no family's are."""
-    if all(tokenizer.token_to_id(token) is not None for token in (_START, _CHANNEL, _MESSAGE, _ENDS[0])):
-        return _channels(tokenizer)
+    start, channel, message, *ends = (tokenizer.token_to_id(token) for token in (_START, _CHANNEL, _MESSAGE, *_ENDS))
+    if start is not None and channel is not None and message is not None and ends[0] is not None:
+        return _channels(tokenizer, start, channel, message, [token for token in ends if token is not None])
     for pair in TAGS:
-        start, end = (tokenizer.token_to_id(token) for token in pair)
-        if start is not None and end is not None:
+        first, last = (tokenizer.token_to_id(token) for token in pair)
+        if first is not None and last is not None:
             return ZoneGrammar(
                 "answer",
-                {("answer", start): "reasoning", ("reasoning", end): "answer"},
-                {("answer", "reasoning"): (start,), ("reasoning", "answer"): (end,)},
+                {("answer", first): "reasoning", ("reasoning", last): "answer"},
+                {("answer", "reasoning"): (first,), ("reasoning", "answer"): (last,)},
             )
     return ZoneGrammar("answer")
 
 
-def _channels(tokenizer: Tokenizer) -> ZoneGrammar:
-    start, channel, message = (tokenizer.token_to_id(token) for token in (_START, _CHANNEL, _MESSAGE))
-    ends = [token for token in map(tokenizer.token_to_id, _ENDS) if token is not None]
-    moves: dict[tuple[State, int], State] = {("between", start): "header"}
-    # Where a header leads is read from its text: this entry says only that `message` ends it.
-    moves["header", message] = "reasoning"
-    moves |= {("reasoning", token): "between" for token in ends} | {("answer", token): "between" for token in ends}
+def _channels(tokenizer: Tokenizer, start: int, channel: int, message: int, ends: list[int]) -> ZoneGrammar:
+    # Where a header leads is read from its text: its entry says only that `message` ends it.
+    moves: dict[tuple[State, int], State] = {("between", start): "header", ("header", message): "reasoning"}
+    for token in ends:
+        moves["reasoning", token] = moves["answer", token] = "between"
 
     def spelled(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
