@@ -55,7 +55,7 @@ class Reasoning:
     @classmethod
     def split(cls, name: str, request: str, prompt: list[int], output: list[int], runtime: GuardRuntime) -> Reasoning:
         """Splits an output that starts inside the reasoning zone."""
-        end = runtime.delimiters.end
+        end = runtime.grammar.end
         ids = output[: output.index(end)] if end is not None and end in output else list(output)
         splitter = StepSplitter(runtime.table, runtime.policy.limits)
         steps = [step for index, token in enumerate(ids) if (step := splitter.push(token, index))]
@@ -113,7 +113,7 @@ class Sampler:
         return self._reasonings[name].ids[: self._points[name][at]]
 
     def _job(self, name: str, at: int, number: int) -> Job:
-        end = self._reader.delimiters.end
+        end = self._reader.grammar.end
         prefix = self._prefix(name, at)
         return Job(
             id=f"{name}|{len(prefix)}|{number}", prompt_ids=[*self._reasonings[name].prompt_ids, *prefix],
@@ -129,7 +129,7 @@ def measure(
 
     UserError when the model marks no reasoning.
     """
-    if bench.runtime.delimiters.end is None:
+    if bench.runtime.grammar.end is None:
         raise UserError(f"{bench.settings.model} marks no reasoning", wanted="a model that thinks between delimiters")
     points = {reasoning.id: reasoning.points(settings.at) for reasoning in reasonings}
     sampler = Sampler(reasonings, points, settings, generator, bench.reader, bench.judge, out)

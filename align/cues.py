@@ -48,7 +48,7 @@ def _steps(row: Watched, runtime: GuardRuntime) -> Iterator[tuple[Step, str]]:
     for index, token in enumerate(row.output):
         if index == row.start and (before := splitter.flush()) is not None:
             previous = before.text
-        if token == runtime.delimiters.end:
+        if token == runtime.grammar.end:
             return
         step = splitter.push(token, index)
         if step is None:

@@ -30,10 +30,15 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def load_runtime(
     model: str, tokenizer: PreTrainedTokenizerBase, policy: Path | None, detector: Path | None
 ) -> GuardRuntime:
-    """The guard's policy and detector on this model's tokens."""
-    return GuardRuntime.build(
+    """The guard's policy and detector on this model's tokens; UserError for a model that writes channels."""
+    runtime = GuardRuntime.build(
         load_policy(policy), Detector.load(detector), tokenizer.backend_tokenizer, model, tokenizer.eos_token_id
     )
+    if runtime.grammar.channel is not None:
+        raise UserError(
+            f"{model} writes channels", wanted="a model that thinks between two marks: others are guarded only"
+        )
+    return runtime
 
 
 def render(tokenizer: PreTrainedTokenizerBase, request: str) -> list[int]:

@@ -105,9 +105,14 @@ class Workbench:
     def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
         tokenizer = load_tokenizer(settings.model)
         runtime = load_runtime(settings.model, tokenizer, settings.policy, settings.detector)
+<<<<<<< HEAD
         reader = ReplyReader(runtime.table, runtime.delimiters)
         context = max(cls.context, 2 * settings.max_tokens)
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge), context)
+=======
+        reader = ReplyReader(runtime.table, runtime.grammar)
+        return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
+>>>>>>> b-channels
 
     def generator(self, model: str) -> Generator:
         """The run's engine with the weights of one of its models (`weights`), guarded by its policy and detector where
@@ -151,7 +156,7 @@ def collect(bench: Workbench, traces: str | Path) -> list[Trace]:
     reason."""
     where = str(traces)
     found, report = read_trace_table(where) if is_parquet(where) else read_traces(Path(where))
-    reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.delimiters)
+    reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.grammar)
     reasons = [set_aside(trace, bench.runtime.tokenizer_hash) for trace in found]
     usable = [reader.restored(trace) for trace, reason in zip(found, reasons, strict=True) if reason is None]
     others, bare = reasons.count(OTHER_TOKENIZER), reasons.count(NO_IDS)

@@ -156,9 +156,9 @@ def _second(output: Sequence[int], runtime: GuardRuntime) -> int | None:
     """Where the second reasoning step begins."""
     splitter = StepSplitter(runtime.table, runtime.policy.limits)
     for index, token in enumerate(output):
-        if token == runtime.delimiters.end:
+        if token == runtime.grammar.end:
             return None
         if splitter.push(token, index) is not None:
             following = output[index + 1 : index + 2]
-            return index + 1 if following and following[0] != runtime.delimiters.end else None
+            return index + 1 if following and following[0] != runtime.grammar.end else None
     return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guard.steps import Delimiters, TokenTable
+from guard.steps import TokenTable
+from guard.zones import ZoneGrammar
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class ReplyReader:
     """Reads outputs of one tokenizer whose generation starts inside the reasoning zone."""
 
     table: TokenTable
-    delimiters: Delimiters
+    grammar: ZoneGrammar
 
     def read(self, output: list[int]) -> Reply:
         """Splits at the first end delimiter; special tokens leave no text."""
-        end = self.delimiters.end
+        end = self.grammar.end
         if end is None or end not in output:
             return Reply(self.table.text(output).strip(), "", closed=False)
         at = output.index(end)

@@ -40,7 +40,7 @@ class Tools:
     @property
     def reader(self) -> ReplyReader:
         """Output ids -> reasoning and answer."""
-        return ReplyReader(self.runtime.table, self.runtime.delimiters)
+        return ReplyReader(self.runtime.table, self.runtime.grammar)
 
     def provenance(self, source: Source, settings_hash: str) -> Provenance:
         """What a pair of this source came about by."""

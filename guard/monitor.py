@@ -22,6 +22,7 @@ from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter, Zone
 from guard.traces import Intervention, Mode, Receipt, Rung, StepRecord
 from guard.triggers import Place, choose
+from guard.zones import ZoneReader
 
 #: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
 _KEY = "{policy}\x00{request}\x00{step}"
@@ -39,30 +40,33 @@ class StepMonitor:
         runtime: GuardRuntime,
         request: str,
         *,
-        zone: Zone,
+        zones: ZoneReader,
         guard_id: str = "",
         engine: str = "replay",
         mode: Mode = "inject",
     ) -> None:
+        """`zones` has read the prompt; from here on it is the monitor's own."""
         policy = runtime.policy
         self._replaces = mode == "substitute"
         self._held: list[int] = []
         """Under `substitute`: the ids from output index `_count - len(_held)` on, none of which was decided."""
+        self._origin = zones
+        """Under `substitute`: where the first of the held ids found the zones."""
         self._lead: Place = "plain"
         """How a trigger begins that stands where the step under way does."""
         self._runtime = runtime
         self._request = request
-        self._zone: Zone = zone
+        self._zones = zones
         self._splitter = StepSplitter(runtime.table, policy.limits)
         self._count = 0
         self._plan: tuple[int, ...] = ()
         self._answer = ""
         self._done = 0
-        self._plan_zone: Zone = zone
-        self._closing = False
+        self._plan_zone: Zone = zones.zone
+        self._opening = False
         self._ended = False
-        self._marks = frozenset(i for i in (runtime.delimiters.start, runtime.delimiters.end) if i is not None)
-        self._watched = zone in policy.zones
+        self._marks = zones.grammar.marks
+        self._enter()
         self.outvoted = False
         """Whether the engine appended something else where an id was forced."""
         self.pending: Step | None = None
@@ -113,7 +117,7 @@ class StepMonitor:
             return
         if self._replaces:
             self._hold(token)
-        if token in self._marks and self._crosses(token):
+        if (self._heading or token in self._marks) and self._crosses(token, index):
             return
         if self._watched:
             step = self._splitter.push(token, index)
@@ -123,7 +127,7 @@ class StepMonitor:
     @property
     def room(self) -> int:
         """How many quiet ids (`GuardRuntime.loud` is 0) may be left aside before they must be taken."""
-        if self._plan or self._replaces:
+        if self._plan or self._replaces or self._heading:
             return 0
         return self._splitter.room if self._watched else _UNWATCHED_ROOM
 
@@ -133,12 +137,13 @@ class StepMonitor:
             self._splitter.extend(tokens, self._count)
         self._count += len(tokens)
 
-    def pass_over(self, count: int, text: str) -> None:
-        """Counts `count` tokens that another policy's decision forced (a replay): no step, but what the next one came
-        after."""
-        self._count += count
-        self.previous = text
-        self._splitter.forget()
+    def pass_over(self, forced: Sequence[int]) -> None:
+        """Counts tokens that another policy's decision forced (a replay): no step, but zones as ever, and their first
+        text is what the next step came after."""
+        self.previous = self._runtime.table.text(self._zones.skim(forced)).strip()
+        self._count += len(forced)
+        self._splitter.drop()
+        self._enter()
 
     @property
     def settled(self) -> int:
@@ -158,7 +163,7 @@ class StepMonitor:
         self.previous = step.text
         if score is not None and not 0.0 <= score <= 1.0:
             score = None
-        closing, self._closing = self._closing, False
+        opening, self._opening = self._opening, False
         policy, receipt = self._runtime.policy, self._receipt
         self._seen += 1
         if score is not None:
@@ -168,9 +173,8 @@ class StepMonitor:
         cue = policy.is_cue(score, threshold=self._runtime.threshold, unreadable=hidden)
         self.steps.append(StepRecord(step.start, step.end, step.zone, score, cue, False, hidden))
         if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
-            return self._intervene(step, score, closing)
-        ended_by_zone = self._zone != step.zone
-        self._lead = _FIRST[self._zone] if ended_by_zone else "plain" if step.spaced else "spaced"
+            return self._intervene(step, score, opening)
+        self._lead = _FIRST[self._zone] if opening else "plain" if step.spaced else "spaced"
         return None
 
     def end_step(self) -> None:
@@ -196,32 +200,33 @@ class StepMonitor:
         if len(self._receipt.errors) < _MAX_ERRORS:
             self._receipt.errors.append(reason[:200])
 
-    def _crosses(self, token: int) -> bool:
-        """Whether a delimiter opens or closes the reasoning; one that does not is text like any other."""
-        delimiters = self._runtime.delimiters
-        if token == delimiters.end and self._zone == "reasoning":
-            self._cross("answer")
-            self._closing = self.pending is not None
-            return True
-        if token == delimiters.start and self._zone == "answer":
-            self._cross("reasoning")
-            return True
-        return False
-
-    def _cross(self, zone: Zone) -> None:
-        self._flush()
+    def _crosses(self, token: int, index: int) -> bool:
+        """Whether an id belongs to the grammar; one that does not is text like any other."""
+        if not self._zones.feed(token):
+            self._enter()
+            return False
+        if not self._heading:
+            self._flush()
+            self._opening = self.pending is not None
+        elif self._zones.state != "header":
+            self._splitter.drop()
+        elif self._watched:
+            self._splitter.hold(token, index)
+        self._enter()
         if self.pending is None:
-            self._lead = _FIRST[zone]
-        self._enter(zone)
+            self._lead = _FIRST[self._zone]
+        return True
 
     def _hold(self, token: int) -> None:
         if not self._splitter.count:
-            self._held = []
+            self._held, self._origin = [], self._zones.copy()
         self._held.append(token)
 
-    def _enter(self, zone: Zone) -> None:
-        self._zone = zone
-        self._watched = zone in self._runtime.policy.zones
+    def _enter(self) -> None:
+        zones = self._zones
+        self._zone: Zone = zones.zone
+        self._heading = zones.state == "header"
+        self._watched = self._zone in self._runtime.policy.zones
 
     def _confirm(self, token: int) -> bool:
         """Checks a planned id against what the engine appended; False: the plan is broken, treat it as free text."""
@@ -230,23 +235,26 @@ class StepMonitor:
             self.abandon(f"engine appended {token} where {self._plan[self._done]} was forced")
             return False
         self._done += 1
-        if token == self._runtime.delimiters.end:
-            self._enter("answer")
+        if self._heading or token in self._marks:
+            self._zones.feed(token)
+            self._enter()
         self._receipt.injected_tokens += 1
         self._receipt.interventions[-1].forced += 1
         if self._done == len(self._plan):
             self._end_plan(completed=True)
         return True
 
-    def _intervene(self, step: Step, score: float | None, closing: bool) -> int | None:
+    def _intervene(self, step: Step, score: float | None, opening: bool) -> int | None:
         interventions = self._receipt.interventions
         rung = self._runtime.policy.ladder[len(interventions)]
-        if self._replaces:
-            place, zone = self._lead, step.zone
+        zones = self._origin if self._replaces else self._zones
+        zone = zones.zone
+        # A step that a mark closed is answered where the next text opens: behind `</think>`, say, or in a new message.
+        if zones.path(zone) or (opening and not self._replaces):
+            place = _FIRST[zone]
         else:
-            # A step that `</think>` itself closed is answered where the answer opens.
-            place, zone = "opening" if closing else "plain" if step.spaced else "spaced", self._zone
-        chosen = self._choose(rung, place, zone)
+            place = self._lead if self._replaces else "plain" if step.spaced else "spaced"
+        chosen = self._choose(rung, place, zones)
         if chosen is None:
             return None
         trigger_id, self._answer, self._plan = chosen
@@ -265,25 +273,24 @@ class StepMonitor:
     def _take_back(self, step: Step) -> list[int]:
         """The output ends where the cue began; returns the cue's ids."""
         taken = self._held[step.start - self._count :]
-        self._count, self._held = step.start, []
+        self._count, self._held, self._zones = step.start, [], self._origin
         self.steps.pop()
-        self._enter(step.zone)
+        self._enter()
         return taken
 
-    def _choose(self, rung: Rung, place: Place, zone: Zone) -> tuple[str, str, tuple[int, ...]] | None:
+    def _choose(self, rung: Rung, place: Place, zones: ZoneReader) -> tuple[str, str, tuple[int, ...]] | None:
         """Id, text and ids of what answers a cue; None when no trigger is left."""
         if rung == "stop" and self._runtime.eos is not None:
             return "stop", "", (self._runtime.eos,)
         if rung == "refuse":
-            refusal = self._runtime.refusals[zone == "answer"]
-            return refusal.id, refusal.text, refusal.ids(place)
+            return "refuse", *self._runtime.refusal.ids(place, zones)
         # Counted alike in both modes, so that both choose the same trigger.
         number = self._seen + len(self._receipt.interventions)
         key = _KEY.format(policy=self._receipt.policy_hash, request=self._request, step=number)
         used = [i.trigger_id for i in self._receipt.interventions]
         pool, salt = self._runtime.triggers, key.encode("utf-8", "surrogatepass")
         trigger = choose(pool, used, salt, strong=rung == "strong")
-        return None if trigger is None else (trigger.id, trigger.text, trigger.ids(place))
+        return None if trigger is None else (trigger.id, trigger.text, zones.path(zones.zone) + trigger.ids(place))
 
     def _end_plan(self, *, completed: bool) -> None:
         intervention = self._receipt.interventions[-1]

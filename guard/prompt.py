@@ -1,4 +1,4 @@
-"""What a prompt's token ids say: the request, and the zone in which generation starts.
+"""What a prompt's token ids say: the request, and where in the zone grammar generation starts.
 
 Both are read from ids. How a user turn is marked is learned by rendering the tokenizer's own chat template around a
 sentinel, so any template works; text that merely spells a marker changes nothing.
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guard.steps import Delimiters, TokenTable, Zone
+from guard.steps import TokenTable
 from guard.traces import Trace
+from guard.zones import ZoneGrammar, ZoneReader
 
 _SENTINEL = "zqxsentinelxqz"
 _MAX_REQUEST_TOKENS = 2048
@@ -32,18 +33,18 @@ class PromptReader:
     """Finds the last user message between the ids that open and close a user turn."""
 
     table: TokenTable
-    delimiters: Delimiters
+    grammar: ZoneGrammar
     opener: tuple[int, ...]
     closer: tuple[int, ...]
 
     @classmethod
-    def build(cls, tokenizer: ChatTokenizer, table: TokenTable, delimiters: Delimiters) -> PromptReader:
+    def build(cls, tokenizer: ChatTokenizer, table: TokenTable, grammar: ZoneGrammar) -> PromptReader:
         """Learns the markers; without a chat template the whole prompt counts as the request."""
         user = {"role": "user", "content": _SENTINEL}
         try:
             text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         except ValueError:
-            return cls(table, delimiters, (), ())
+            return cls(table, grammar, (), ())
         before, _, after = text.partition(_SENTINEL)
         try:
             turns = tokenizer.apply_chat_template([user, {**user, "role": "assistant"}], tokenize=False)
@@ -54,7 +55,7 @@ class PromptReader:
         )
         opener = _opener(before_ids, [after_ids, reply], table)
         first = next((i for i, t in enumerate(after_ids) if t in table.markers), len(after_ids) - 1)
-        return cls(table, delimiters, opener, _trimmed(after_ids[: first + 1], table))
+        return cls(table, grammar, opener, _trimmed(after_ids[: first + 1], table))
 
     def request(self, prompt: Sequence[int]) -> str:
         """The last user message, at most its last 2,048 tokens."""
@@ -71,18 +72,12 @@ class PromptReader:
             return trace
         return trace.model_copy(update={"request": self.request(trace.prompt_ids)})
 
-    def zone(self, prompt: Sequence[int]) -> Zone:
-        """`reasoning` when the prompt ends inside an open reasoning block after the last user turn, else `answer`.
-
-        Generation that starts in the answer zone enters the reasoning zone when the model generates the delimiter.
-        """
-        tail = list(prompt)[max(0, _rfind(list(prompt), self.opener, len(prompt))) :]
-        for token in reversed(tail):
-            if token == self.delimiters.end:
-                return "answer"
-            if token == self.delimiters.start:
-                return "reasoning"
-        return "answer"
+    def zones(self, prompt: Sequence[int]) -> ZoneReader:
+        """A reader that has read the prompt from the last user turn on: generation goes on where it stands."""
+        ids, reader = list(prompt), ZoneReader(self.grammar, self.table)
+        for token in ids[max(0, _rfind(ids, self.opener, len(ids))) :]:
+            reader.feed(token)
+        return reader
 
 
 def _opener(before: list[int], others: list[list[int]], table: TokenTable) -> tuple[int, ...]:

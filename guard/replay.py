@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
 
 from classifiers.detector import RequestContext
 from guard.monitor import StepMonitor
@@ -30,7 +29,6 @@ class Replayer:
     def __init__(self, runtime: GuardRuntime, reader: PromptReader) -> None:
         self._runtime, self._reader = runtime, reader
         self._shadow = dataclasses.replace(runtime, policy=runtime.policy.model_copy(update={"shadow": True}))
-        self._delimiters = {runtime.delimiters.start, runtime.delimiters.end}
         self._contexts: dict[str, RequestContext] = {}
 
     def exact(self, trace: Trace) -> StepMonitor:
@@ -58,19 +56,13 @@ class Replayer:
         return self._finish(watcher)
 
     def _pass_over(self, watcher: StepMonitor, forced: list[int]) -> None:
-        """Leaves out what was forced, as `previous` its text up to a delimiter, which changes the zone as ever."""
         # Another policy's limits may have a step under way here: it ends where the trigger came.
         self._finish(watcher)
-        text = self._runtime.table.text(list(takewhile(lambda token: token not in self._delimiters, forced))).strip()
-        for token in forced:
-            if token in self._delimiters:
-                watcher.observe(token)
-            else:
-                watcher.pass_over(1, text)
+        watcher.pass_over(forced)
 
     def _open(self, runtime: GuardRuntime, trace: Trace) -> StepMonitor:
-        zone = self._reader.zone(trace.prompt_ids)
-        return StepMonitor(runtime, trace.request, zone=zone, guard_id=trace.guard_id)
+        zones = self._reader.zones(trace.prompt_ids)
+        return StepMonitor(runtime, trace.request, zones=zones, guard_id=trace.guard_id)
 
     def _decide(self, watcher: StepMonitor) -> None:
         if (step := watcher.pending) is None:

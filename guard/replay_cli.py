@@ -106,7 +106,7 @@ def _prepare(policy: Policy, detector: Path | None, model: str) -> tuple[GuardRu
     except (OSError, ValueError) as error:
         raise UserError(f"The tokenizer of {model} cannot be loaded", got=str(error).split("\n")[0]) from error
     runtime = GuardRuntime.build(policy, loaded, tokenizer.backend_tokenizer, served.location, tokenizer.eos_token_id)
-    return runtime, PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
+    return runtime, PromptReader.build(tokenizer, runtime.table, runtime.grammar)
 
 
 def _run(traces: list[Trace], runtime: GuardRuntime, reader: PromptReader, thresholds: list[float]) -> ReplayReport:

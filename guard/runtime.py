@@ -1,4 +1,4 @@
-"""What all requests of one engine share: policy, detector, token table, delimiters, encoded triggers."""
+"""What all requests of one engine share: policy, detector, token table, zone grammar, encoded triggers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from classifiers.detector import Detector
 from guard.errors import UserError
 from guard.policy import Policy
-from guard.steps import Delimiters, TokenTable, find_delimiters
-from guard.triggers import EncodedTrigger, encode_refusal, encode_trigger, select
+from guard.steps import TokenTable
+from guard.triggers import EncodedRefusal, EncodedTrigger, encode_refusal, encode_trigger, select
+from guard.zones import State, ZoneGrammar, ZoneReader, find_grammar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,10 +28,10 @@ class GuardRuntime:
     table: TokenTable
     loud: bytearray
     """Per token id, 1: may end a step or change the zone. All others are quiet: the guard need not look at each."""
-    delimiters: Delimiters
+    grammar: ZoneGrammar
     triggers: tuple[EncodedTrigger, ...]
-    refusals: tuple[EncodedTrigger, EncodedTrigger]
-    """What closes a request: in the reasoning zone, in the answer zone."""
+    refusal: EncodedRefusal
+    """What closes a request."""
     eos: int | None
     """The id that ends a reply."""
     model: str
@@ -42,11 +43,11 @@ class GuardRuntime:
     ) -> GuardRuntime:
         """Prepares everything that depends on the tokenizer; a model that marks no reasoning is a UserError, and so is
         a policy that stops requests where nothing says how a reply ends (`eos`)."""
-        delimiters = find_delimiters(tokenizer)
-        if delimiters.end is None and "answer" not in policy.zones:
+        grammar = find_grammar(tokenizer)
+        if not grammar.marks and "answer" not in policy.zones:
             raise UserError(
                 f"Model {model} marks no reasoning",
-                wanted="<think> and </think> (or another known pair) as single tokens of its tokenizer",
+                wanted="<think> and </think> (or another known family's marks) as single tokens of its tokenizer",
                 fix="Set `zones: [reasoning, answer]` in the policy to watch its answers",
             )
         if eos is None and "stop" in policy.ladder:
@@ -57,21 +58,24 @@ class GuardRuntime:
             detector=detector,
             threshold=detector.threshold if policy.threshold is None else policy.threshold,
             table=table,
-            loud=_loud(table, delimiters),
-            delimiters=delimiters,
+            loud=_loud(table, grammar),
+            grammar=grammar,
             triggers=tuple(encode_trigger(t, tokenizer) for t in select(policy.triggers)),
-            refusals=encode_refusal(tokenizer, delimiters.end, eos),
+            refusal=encode_refusal(tokenizer, eos),
             eos=eos,
             model=model,
             tokenizer_hash=tokenizer_hash(tokenizer),
         )
 
+    def zones(self, state: State | None = None) -> ZoneReader:
+        """A reader for one output that begins in a state."""
+        return ZoneReader(self.grammar, self.table, state)
 
-def _loud(table: TokenTable, delimiters: Delimiters) -> bytearray:
+
+def _loud(table: TokenTable, grammar: ZoneGrammar) -> bytearray:
     loud = bytearray(table.can_end)
-    for token in (*table.markers, delimiters.start, delimiters.end):
-        if token is not None:
-            loud[token] = 1
+    for token in (*table.markers, *grammar.marks):
+        loud[token] = 1
     return loud
 
 

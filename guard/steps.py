@@ -1,8 +1,7 @@
-"""Token ids -> zones -> steps: pure, incremental, without decoding a quiet token.
+"""Token ids -> steps: pure, incremental, without decoding a quiet token.
 
 A step is one sentence-like unit. A token costs one table look-up (can it end a step?) and one append to a byte
-buffer; text is decoded only where a step may end. Zones come from the special-token ids that the model generated,
-never from text: `</think>` spelled with ordinary tokens changes nothing.
+buffer; text is decoded only where a step may end. Which zone a step stands in, `guard.zones` says.
 """
 
 from __future__ import annotations
@@ -57,32 +56,6 @@ class Step:
     """Cut at the token limit, without an end mark."""
     spaced: bool = False
     """Its last token ended with white space."""
-
-
-@dataclass(frozen=True)
-class Delimiters:
-    """The single ids that open and close reasoning; None where the model has none."""
-
-    start: int | None
-    end: int | None
-
-
-#: Reasoning delimiters of the families we know, most specific first; read from the vocabulary, never assumed.
-DELIMITER_FAMILIES = (
-    ("<think>", "</think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-)
-
-
-def find_delimiters(tokenizer: Tokenizer) -> Delimiters:
-    """The tokenizer's reasoning delimiters, or (None, None) when no family's tokens are single ids."""
-    for start, end in DELIMITER_FAMILIES:
-        first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
-        if first is not None and last is not None:
-            return Delimiters(first, last)
-    return Delimiters(None, None)
 
 
 class TokenTable:
@@ -159,12 +132,24 @@ class StepSplitter:
         pieces = self._pieces
         self._buffer += b"".join([pieces[token] for token in tokens])
 
+    def hold(self, token: int, index: int) -> None:
+        """Takes a token that may turn out to be no text (`drop`): it ends no step by itself."""
+        if not self.count:
+            self._start = index
+        self.count += 1
+        if 0 <= token < self._size:
+            self._buffer += self._pieces[token]
+
+    def drop(self) -> None:
+        """What was taken since the last step was no text."""
+        self._carry = b""
+        self._reset()
+
     def flush(self) -> Step | None:
         """The unfinished step, if it holds any text."""
         if self.count and self._buffer.strip():
             return self._take(cut=False)
-        self._carry = b""
-        self._drop()
+        self.drop()
         return None
 
     def forget(self) -> None:
@@ -175,10 +160,10 @@ class StepSplitter:
         text = (self._carry + self._buffer).decode("utf-8", "replace")
         step = Step(self._start, self._start + self.count, text.strip(), cut=cut, spaced=text[-1:].isspace())
         self._carry = _tail(bytes(self._buffer)) if cut else b""
-        self._drop()
+        self._reset()
         return step
 
-    def _drop(self) -> None:
+    def _reset(self) -> None:
         self._buffer.clear()
         self.count = 0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from guard.errors import UserError
-from guard.steps import find_delimiters
+from guard.zones import ZoneReader, find_grammar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,8 +59,8 @@ NEUTRAL = Trigger("neutral", "Let me go over the question again from the beginni
 class EncodedTrigger:
     """A trigger as token ids, for the three places it can stand in.
 
-    `spaced` follows a step that ended without white space, `plain` one that ended with it, `opening` is an answer's
-    first line.
+    `spaced` follows a step that ended without white space, `plain` one that ended with it, `opening` stands first in
+    its zone or message.
     """
 
     id: str
@@ -78,27 +78,40 @@ class EncodedTrigger:
 
 def encode_trigger(trigger: Trigger, tokenizer: Tokenizer) -> EncodedTrigger:
     """Encodes one trigger; a special token inside it is a UserError, since forcing it would break the zones."""
+    grammar = find_grammar(tokenizer)
     spaced, plain, opening = (
-        tuple(tokenizer.encode(lead + trigger.text, add_special_tokens=False).ids) for lead in (" ", "", "\n")
+        tuple(tokenizer.encode(lead + trigger.text, add_special_tokens=False).ids) for lead in (" ", "", grammar.lead)
     )
     special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
     # Qwen3 and the DeepSeek distills do not flag their reasoning delimiters as special.
-    delimiters = find_delimiters(tokenizer)
-    special |= {i for i in (delimiters.start, delimiters.end) if i is not None}
+    special |= grammar.special
     if not trigger.text.strip() or special.intersection(spaced + plain + opening):
         raise UserError(f"Trigger `{trigger.id}` holds a special token or no text", got=trigger.text)
     return EncodedTrigger(trigger.id, trigger.text, spaced, plain, opening, trigger.strong)
 
 
-def encode_refusal(tokenizer: Tokenizer, end: int | None, eos: int | None) -> tuple[EncodedTrigger, EncodedTrigger]:
-    """What closes a request in the reasoning zone, and in the answer zone; `end`: the id that closes the reasoning."""
-    stopping, refusal = encode_trigger(Trigger("refuse", STOPPING), tokenizer), Trigger("refuse", REFUSAL)
-    answer = encode_trigger(refusal, tokenizer)
-    last = () if eos is None else (eos,)
-    closing = (*((end,) if end is not None else ()), *answer.opening, *last)
-    opening = answer.opening + last
-    inside = EncodedTrigger("refuse", STOPPING, stopping.spaced + closing, stopping.plain + closing, opening)
-    return inside, EncodedTrigger("refuse", REFUSAL, answer.spaced + last, answer.plain + last, opening)
+@dataclass(frozen=True)
+class EncodedRefusal:
+    """What closes a request, as token ids: the reasoning's last sentence, the answer, the end of the reply."""
+
+    stopping: EncodedTrigger
+    answer: EncodedTrigger
+    last: tuple[int, ...]
+
+    def ids(self, place: Place, zones: ZoneReader) -> tuple[str, tuple[int, ...]]:
+        """The first text and all ids, where an output stands that has written `zones`."""
+        if zones.state == "answer":
+            return self.answer.text, self.answer.ids(place) + self.last
+        closing = zones.path("answer") + self.answer.opening + self.last
+        if zones.state in ("between", "header"):
+            return self.answer.text, closing
+        return self.stopping.text, self.stopping.ids(place) + closing
+
+
+def encode_refusal(tokenizer: Tokenizer, eos: int | None) -> EncodedRefusal:
+    """Encodes the refusal; `eos`: the id that ends a reply."""
+    stopping, answer = (encode_trigger(Trigger("refuse", text), tokenizer) for text in (STOPPING, REFUSAL))
+    return EncodedRefusal(stopping, answer, () if eos is None else (eos,))
 
 
 def select(ids: tuple[str, ...]) -> tuple[Trigger, ...]:

@@ -114,7 +114,8 @@ def test_doctor_reads_a_models_tokens_and_names_arguments_it_cannot_guard(tiny_m
     result = cli("doctor", "--model", tiny_model, "--features", "--", "--speculative-config", "{}")
     assert sentence(result, 1) == "error: doctor found a problem with: engine arguments."
     flat = " ".join(result.stdout.replace("│", " ").split())
-    assert "reasoning from <think> (3) to </think> (4), replies end with <|im_end|> (2)" in flat
+    zones = "from answer to reasoning by <think> (3), from reasoning to answer by </think> (4), replies end with"
+    assert f"{zones} <|im_end|> (2), vLLM's reasoning parser: deepseek_r1" in flat
     assert "vLLM argument --speculative-config cannot be used under the guard" in flat
     assert "refused at start" in flat
     fine = cli("doctor", "--model", tiny_model, "--", "--max-model-len", "512")

@@ -34,22 +34,36 @@ HESITATION = "Perhaps nothing bad happens anyway."
 
 
 def build_tiny_model(target: Path, stubborn: frozenset[str] = frozenset()) -> Path:
-    """Writes model and tokenizer; 2 layers, hidden 256, 2 heads (so that tensor parallelism of 2 works).
+    """Writes model and tokenizer. After the triggers whose ids are `stubborn` it hesitates, and then complies after
+    all."""
+    tokenizer = word_tokenizer(SPECIAL, [OPENING, CUE, *PLAN, ANSWER, REFUSAL_STEP, HESITATION])
+    chains = [[tokenizer.token_to_id(word) for word in chain] for chain in reasoning_words(stubborn)]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    fast.chat_template = TEMPLATE
+    return write_model(target, fast, chains)
 
-    After the triggers whose ids are `stubborn` it hesitates, and then complies after all.
-    """
-    tokenizer = _tokenizer()
-    vocab = tokenizer.get_vocab_size()
+
+def write_model(target: Path, tokenizer: PreTrainedTokenizerFast, chains: list[list[int]], hidden: int = 256) -> Path:
+    """Writes a model that follows chains of ids; 2 layers, 2 heads (so that tensor parallelism of 2 works)."""
+    vocab = len(tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(
+<<<<<<< HEAD
         vocab_size=vocab, hidden_size=256, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
+=======
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+>>>>>>> b-channels
     )  # fmt: skip
     model = LlamaForCausalLM(config).float()
-    embedding = torch.nn.functional.normalize(torch.randn(vocab, 256), dim=1)
-    head = torch.zeros(vocab, 256)
-    for token, following in _successors(tokenizer, stubborn).items():
+    embedding = torch.nn.functional.normalize(torch.randn(vocab, hidden), dim=1)
+    head = torch.zeros(vocab, hidden)
+    for token, following in _successors(chains).items():
         head[following] += embedding[token]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -58,50 +72,47 @@ def build_tiny_model(target: Path, stubborn: frozenset[str] = frozenset()) -> Pa
         model.model.embed_tokens.weight.copy_(embedding)
         model.lm_head.weight.copy_(head)
     model.save_pretrained(target)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(target)
+    tokenizer.save_pretrained(target)
     return target
 
 
 def reasoning_words(stubborn: frozenset[str] = frozenset()) -> list[list[str]]:
     """The scripted chains, as lists of tokens in their byte-level spelling."""
-    start = ["<think>", "Ċ", *_spell(OPENING)]
-    plan = [word for step in PLAN for word in _spell(" " + step)]
-    comply = [*_spell(" " + CUE), *plan, "</think>", *_spell(ANSWER), "<|im_end|>"]
-    refuse = [*_spell(" " + REFUSAL_STEP), "</think>", *_spell(ANSWER), "<|im_end|>"]
+    start = ["<think>", "Ċ", *spell(OPENING)]
+    plan = [word for step in PLAN for word in spell(" " + step)]
+    comply = [*spell(" " + CUE), *plan, "</think>", *spell(ANSWER), "<|im_end|>"]
+    refuse = [*spell(" " + REFUSAL_STEP), "</think>", *spell(ANSWER), "<|im_end|>"]
     chains = [start + comply]
-    relent = [*_spell(" " + HESITATION), *comply]
-    chains += [[_spell(" " + t.text)[-1], *(relent if t.id in stubborn else refuse)] for t in POOL]
-    chains.append([_spell(" " + NEUTRAL.text)[-1], *comply])
+    relent = [*spell(" " + HESITATION), *comply]
+    chains += [[spell(" " + t.text)[-1], *(relent if t.id in stubborn else refuse)] for t in POOL]
+    chains.append([spell(" " + NEUTRAL.text)[-1], *comply])
     # A prompt that does not open the reasoning and ends with this id has the model open it.
     chains.append(["<|endoftext|>", "<think>"])
     return chains
 
 
-def _spell(text: str) -> list[str]:
+def spell(text: str) -> list[str]:
+    """Its words as the tokens of `word_tokenizer`, byte-level spelled."""
     words = text.split(" ")
     return [("Ġ" if i else "") + word for i, word in enumerate(words) if word]
 
 
-def _successors(tokenizer: Tokenizer, stubborn: frozenset[str]) -> dict[int, int]:
+def _successors(chains: list[list[int]]) -> dict[int, int]:
     table: dict[int, int] = {}
-    for chain in reasoning_words(stubborn):
-        ids = [tokenizer.token_to_id(word) for word in chain]
-        for token, following in itertools.pairwise(ids):
+    for chain in chains:
+        for token, following in itertools.pairwise(chain):
             known = table.setdefault(token, following)
             if known != following:
-                raise AssertionError(f"{tokenizer.id_to_token(token)!r} has two successors")
+                raise AssertionError(f"token {token} has two successors")
     return table
 
 
-def _tokenizer() -> Tokenizer:
+def word_tokenizer(special: list[str], texts: list[str]) -> Tokenizer:
+    """Special tokens first, then the bytes; each word of the texts and of every trigger is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    texts = [OPENING, CUE, *PLAN, ANSWER, REFUSAL_STEP, HESITATION, NEUTRAL.text, *(t.text for t in POOL)]
-    words = {w for text in texts for w in (*_spell(text), *_spell(" " + text))}
-    vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    texts = [*texts, NEUTRAL.text, *(t.text for t in POOL)]
+    words = {w for text in texts for w in (*spell(text), *spell(" " + text))}
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
     merges: list[tuple[str, str]] = []
     for word in sorted(words):
         for end in range(2, len(word) + 1):
@@ -115,5 +126,5 @@ def _tokenizer() -> Tokenizer:
          pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer

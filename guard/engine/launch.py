@@ -93,13 +93,13 @@ def build_command(
     settings: EngineSettings,
     *,
     served_name: str,
-    think: bool,
+    parser: str | None,
     context: int | None,
     vllm_args: Sequence[str] = (),
 ) -> EngineCommand:
     """The server's command line and environment.
 
-    `think`: the tokenizer has `<think>`. `context`: the model's longest context in tokens, None when unknown. Arguments
+    `parser`: vLLM's reasoning parser. `context`: the model's longest context in tokens, None when unknown. Arguments
     in `vllm_args` replace our defaults; refused ones are a UserError.
     """
     check_vllm_args(vllm_args)
@@ -109,16 +109,16 @@ def build_command(
     argv += ["--port", str(port), "--logits-processors", PROCESSOR, "--additional-config", additional]
     argv += ["--no-async-scheduling", "--middleware", LOCK, "--disable-uvicorn-access-log"]
     given = {_option(arg) for arg in vllm_args if arg.startswith("--")}
-    for option, values in _defaults(served_name, think, context, one_worker=not _parallel(vllm_args)).items():
+    for option, values in _defaults(served_name, parser, context, one_worker=not _parallel(vllm_args)).items():
         if not any(option.startswith(name) for name in given):
             argv += [option, *values]
     return EngineCommand((*argv, *vllm_args), _environment(model, api_key, given), f"http://127.0.0.1:{port}", api_key)
 
 
-def _defaults(served_name: str, think: bool, context: int | None, *, one_worker: bool) -> dict[str, list[str]]:
+def _defaults(served_name: str, parser: str | None, context: int | None, *, one_worker: bool) -> dict[str, list[str]]:
     defaults: dict[str, list[str]] = {"--served-model-name": [served_name], "--dtype": [fast_dtype()]}
-    if think:
-        defaults["--reasoning-parser"] = ["deepseek_r1"]
+    if parser is not None:
+        defaults["--reasoning-parser"] = [parser]
     if not has_gpu():
         defaults |= {
             "--enforce-eager": [],

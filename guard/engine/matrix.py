@@ -80,8 +80,10 @@ FEATURES: tuple[Feature, ...] = (
             "test_a_reply_that_never_thinks_is_watched_where_the_policy_says_so"),
     Feature("models that mark no reasoning", _START, _START, "unless the policy watches answers",
             "test_a_model_that_marks_no_reasoning_needs_the_answer_zone"),
-    Feature("channels of several tokens (Harmony)", _START, _START, "their delimiters are no single ids",
-            "test_a_channel_of_several_tokens_marks_no_reasoning"),
+    Feature("channels (Harmony) in a model of type gpt_oss", _ON, _ON, "all but the final channel is reasoning",
+            "test_unary_is_refused_in_the_final_channel"),
+    Feature("channels in a model of another type", _ON, _START, "vLLM would not take its replies apart",
+            "test_channels_that_vllm_would_not_take_apart_are_refused"),
 )  # fmt: skip
 
 

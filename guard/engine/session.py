@@ -190,21 +190,21 @@ class EngineGuard:
             load_policy(config.policy), Detector.load(config.detector), backend, str(vllm_config.model_config.model),
             int(tokenizer.eos_token_id),
         )  # fmt: skip
-        reader = PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
+        reader = PromptReader.build(tokenizer, runtime.table, runtime.grammar)
         return cls(config, runtime, reader, engine, writes=_is_first_rank())
 
     def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
         broken: list[str] = []
-        context, asked, zone = None, "", self._runtime.policy.zones[0]
+        context, asked, zones = None, "", self._runtime.zones(self._runtime.policy.zones[0])
         try:
-            asked, zone = self._reader.request(prompt), self._reader.zone(prompt)
+            asked, zones = self._reader.request(prompt), self._reader.zones(prompt)
             context = self._runtime.detector.request(asked)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             broken.append(f"request: {type(error).__name__}: {error}")
         is_probe = self._is_secret(probe)
         runtime = self._probe_runtime if is_probe else self._runtime
-        monitor = StepMonitor(runtime, asked, zone=zone, guard_id=guard_id, engine=self._engine)
+        monitor = StepMonitor(runtime, asked, zones=zones, guard_id=guard_id, engine=self._engine)
         for reason in broken:
             monitor.fail(reason)
         return GuardedRequest(monitor, context, prompt, end_id=self._runtime.eos, probe=is_probe)

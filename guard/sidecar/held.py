@@ -66,11 +66,11 @@ class HeldExchange:
             message = f"The prompt holds {len(self._prompt)} tokens, and the engine takes {longest} in all."
             raise ApiError(400, "engine_refused", message, param="messages")
         request = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user").strip()
-        # Special tokens are broken up in every message, so the last delimiter of the prompt is the template's own.
-        zone = PromptReader(runtime.table, runtime.delimiters, (), ()).zone(self._prompt)
-        monitor = StepMonitor(runtime, request, zone=zone, guard_id=self.guard_id, engine=ENGINE, mode="substitute")
+        # Special tokens are broken up in every message, so the last mark of the prompt is the template's own.
+        zones = PromptReader(runtime.table, runtime.grammar, (), ()).zones(self._prompt)
+        self._speech = Speech(runtime.table, zones.copy())
+        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=ENGINE, mode="substitute")
         self._context = await self._read(monitor, request)
-        self._speech = Speech(runtime.table, runtime.delimiters, zone)
         self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._score)
 
     async def unary(self) -> Response:

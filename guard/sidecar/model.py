@@ -20,7 +20,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that exists: where it is, what clients call it, its tokenizer, its longest context in tokens, its end."""
+    """A model that exists: where it is, what clients call it, its tokenizer, its longest context in tokens, its end,
+    its type."""
 
     location: str
     name: str
@@ -28,6 +29,8 @@ class ServedModel:
     context: int | None
     eos: int | None
     """The id that ends a reply."""
+    kind: str | None
+    """config.json's `model_type`."""
 
 
 def find_model(asked: str) -> ServedModel:
@@ -74,9 +77,10 @@ def _read(location: str, name: str, config: Path, tokenizer: Path, marks: Path) 
     # tokenizers raises bare Exception for a damaged file.
     except Exception as error:
         raise UserError(f"Model {name}: config.json or tokenizer.json is damaged", got=str(error)) from error
-    inner = settings.get("text_config", settings) if isinstance(settings, dict) else {}
-    context = inner.get("max_position_embeddings")
-    return ServedModel(location, name, read, context if isinstance(context, int) else None, _eos(read, marks))
+    settings = settings if isinstance(settings, dict) else {}
+    context = settings.get("text_config", settings).get("max_position_embeddings")
+    limit = context if isinstance(context, int) else None
+    return ServedModel(location, name, read, limit, _eos(read, marks), settings.get("model_type"))
 
 
 def _eos(tokenizer: Tokenizer, path: Path) -> int | None:

@@ -12,14 +12,13 @@ import re
 from typing import TYPE_CHECKING
 
 from guard.sidecar.errors import Refused
-from guard.steps import DELIMITER_FAMILIES
+from guard.zones import MARKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 JOINER = "\u200d"
 _MARKUP = re.compile(r"<.*>|\[.*\]", re.DOTALL)
-_DELIMITERS = frozenset(token for family in DELIMITER_FAMILIES for token in family)
 _ROUNDS = 32
 
 
@@ -68,4 +67,4 @@ class Neutraliser:
 
 
 def _marks(token: str) -> bool:
-    return token in _DELIMITERS or _MARKUP.fullmatch(token) is not None
+    return token in MARKS or _MARKUP.fullmatch(token) is not None

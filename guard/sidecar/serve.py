@@ -26,9 +26,9 @@ from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
+from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
-from guard.steps import find_delimiters
 from guard.store.store import beside
 from guard.traces import Spool
 
@@ -78,7 +78,7 @@ def prepare(settings: ServeSettings) -> Prepared:
             secret=secret,
         ),
         served_name=model.name,
-        think=model.tokenizer.token_to_id("<think>") is not None,
+        parser=reasoning_parser(model),
         context=model.context,
         vllm_args=settings.vllm_args,
     )
@@ -93,7 +93,7 @@ def prepare(settings: ServeSettings) -> Prepared:
         spool=spool,
         served_name=model.name,
         allow_seed=has_gpu(),
-        keep_special=_is_special(model),
+        keep_special=needs_special_text(model),
     )
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
@@ -139,12 +139,6 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         raise UserError(
             "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
         )
-
-
-def _is_special(model: ServedModel) -> bool:
-    end = find_delimiters(model.tokenizer).end
-    added = model.tokenizer.get_added_tokens_decoder()
-    return end is not None and end in added and added[end].special
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def invoke(*arguments: str) -> str:
 
 
 def test_a_reasoning_is_split_into_its_steps(runtime: GuardRuntime) -> None:
-    end = runtime.delimiters.end
+    end = runtime.grammar.end
     assert end is not None
     letters = {piece: i for i, piece in enumerate(runtime.table.bytes_of)}
     first = [letters[bytes([byte])] for byte in b"One whole sentence. "]
@@ -119,8 +119,8 @@ def test_continuations_end_with_the_reasoning_and_are_counted(measured: Path, ru
     assert len(outputs) == sum(row.continuations for row in rows)
     assert sum(len(result.output_ids) for result in outputs.values()) == sum(row.generated for row in rows)
     for result in outputs.values():
-        assert result.output_ids.count(runtime.delimiters.end or 0) == 1
-        assert result.output_ids[-1] == runtime.delimiters.end
+        assert result.output_ids.count(runtime.grammar.end or 0) == 1
+        assert result.output_ids[-1] == runtime.grammar.end
     for row in rows:
         assert row.continuations == sum(point.ratio.n for point in row.points)
         assert row.continuations < 32 * (row.steps + 1) / 2

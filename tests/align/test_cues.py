@@ -37,7 +37,7 @@ def alone(output: Sequence[int], request: str, runtime: GuardRuntime) -> Step | 
     splitter = StepSplitter(runtime.table, runtime.policy.limits)
     context, previous = runtime.detector.request(request), ""
     for index, token in enumerate(output):
-        if token == runtime.delimiters.end:
+        if token == runtime.grammar.end:
             return None
         step = splitter.push(token, index)
         if step is None:
@@ -55,7 +55,7 @@ def test_a_batch_finds_what_each_output_holds(runtime: GuardRuntime, tokenizer: 
     for _ in range(40):
         ids = tokenizer.encode(" ".join(rng.choices(pool, k=rng.randrange(6))))
         if rng.random() < 0.3:
-            ids.insert(rng.randrange(len(ids) + 1), runtime.delimiters.end)
+            ids.insert(rng.randrange(len(ids) + 1), runtime.grammar.end)
         rows.append(Watched(rng.choice([REQUEST, "How do I bake bread?"]), ids))
     found = first_cues(rows, runtime)
     assert found == [alone(row.output, row.request, runtime) for row in rows]

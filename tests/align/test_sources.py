@@ -80,7 +80,7 @@ def runtime(tiny_model: Path) -> GuardRuntime:
 
 def test_the_detector_finds_the_cue_of_a_sampled_reply(tiny_model: Path, runtime: GuardRuntime) -> None:
     tokenizer = load_tokenizer(str(tiny_model))
-    end = runtime.delimiters.end
+    end = runtime.grammar.end
     texts = [f"{OPENING} {CUE} {PLAN[0]}", f"{OPENING} {PLAN[0]}", OPENING]
     outputs = [[*tokenizer.encode(text), end, 7] for text in texts]
     outputs.append(tokenizer.encode(f"{OPENING} and no end"))

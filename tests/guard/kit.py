@@ -107,7 +107,7 @@ def spelled(text: str) -> list[int]:
 
 def monitor(policy: Policy | None = None, *, zone: Zone = "reasoning", request: str = "car") -> StepMonitor:
     """A fresh monitor; the default threshold is 0.5."""
-    return StepMonitor(runtime(policy), request, zone=zone, guard_id="kit")
+    return StepMonitor(runtime(policy), request, zones=runtime(policy).zones(zone), guard_id="kit")
 
 
 def score(text: str) -> float:

@@ -77,7 +77,7 @@ def chat() -> Any:
 @functools.cache
 def reader() -> PromptReader:
     table = kit.runtime()
-    return PromptReader.build(chat(), table.table, table.delimiters)
+    return PromptReader.build(chat(), table.table, table.grammar)
 
 
 def prompt(zone: Zone = "reasoning", request: str = "car") -> list[int]:
@@ -104,7 +104,7 @@ def live(
     context = run.detector.request(request)
 
     def watch() -> StepMonitor:
-        return StepMonitor(run, request, zone=zone, guard_id=guard_id, engine="vllm-v1")
+        return StepMonitor(run, request, zones=run.zones(zone), guard_id=guard_id, engine="vllm-v1")
 
     def scorer(text: str) -> float:
         return float(run.detector.score(context, [text], watcher.previous)[0])

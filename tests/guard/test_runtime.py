@@ -5,7 +5,7 @@ import pytest
 from guard.errors import UserError
 from guard.policy import Policy
 from guard.runtime import GuardRuntime, tokenizer_hash
-from guard.steps import Delimiters
+from guard.zones import ZoneGrammar
 from tests.guard import kit
 
 MUTE = kit.byte_level(special=("<|im_end|>",))
@@ -13,7 +13,7 @@ MUTE = kit.byte_level(special=("<|im_end|>",))
 
 def test_a_runtime_joins_policy_detector_and_tokenizer() -> None:
     runtime = kit.runtime(Policy(triggers=("victim", "danger")))
-    assert (runtime.delimiters, runtime.threshold, runtime.model) == (Delimiters(3, 4), 0.5, "kit")
+    assert (runtime.grammar.marks, runtime.threshold, runtime.model) == ({3, 4}, 0.5, "kit")
     assert [t.id for t in runtime.triggers] == ["victim", "danger"]
     assert runtime.table.bytes_of[kit.encode(" agree")[0]] == b" agree"
 
@@ -27,14 +27,7 @@ def test_a_model_that_marks_no_reasoning_needs_the_answer_zone() -> None:
     with pytest.raises(UserError, match=r"Model mute marks no reasoning.*zones: \[reasoning, answer\]"):
         GuardRuntime.build(Policy(), kit.WordDetector(), MUTE, "mute")
     runtime = GuardRuntime.build(Policy(zones=("answer",)), kit.WordDetector(), MUTE, "mute")
-    assert runtime.delimiters == Delimiters(None, None)
-
-
-def test_a_channel_of_several_tokens_marks_no_reasoning() -> None:
-    # Harmony: `<|channel|>analysis<|message|>` opens the reasoning, and no single id does.
-    harmony = kit.byte_level(special=("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"))
-    with pytest.raises(UserError, match="Model harmony marks no reasoning"):
-        GuardRuntime.build(Policy(), kit.WordDetector(), harmony, "harmony")
+    assert runtime.grammar == ZoneGrammar("answer")
 
 
 def test_an_unknown_trigger_is_named() -> None:

@@ -8,14 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from guard.steps import (
-    DELIMITER_FAMILIES,
-    Delimiters,
     Step,
     StepLimits,
     StepSplitter,
     TokenTable,
     ends_step,
-    find_delimiters,
     split_text,
 )
 from tests.guard import kit
@@ -246,14 +243,3 @@ def test_split_text_exact() -> None:
 def test_split_text_cuts_at_the_limit() -> None:
     cut = split_text("agree " * 20, StepLimits(max_tokens=8))
     assert [step.count("agree") for step in cut] == [8, 15, 12]
-
-
-@pytest.mark.parametrize("family", DELIMITER_FAMILIES)
-def test_find_delimiters_by_family(family: tuple[str, str]) -> None:
-    assert find_delimiters(kit.byte_level((), special=("<s>", *family))) == Delimiters(1, 2)
-    assert find_delimiters(kit.byte_level((), special=("<s>",), added=family)) == Delimiters(1, 2)
-
-
-def test_no_delimiters_without_both_tokens() -> None:
-    assert find_delimiters(PIECES) == Delimiters(None, None)
-    assert find_delimiters(kit.byte_level((), special=("<think>",))) == Delimiters(None, None)

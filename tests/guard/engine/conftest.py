@@ -217,5 +217,5 @@ def kit_guard(settings: EngineSettings, engine: str, policy: Policy | None, dete
     runtime = kit.runtime(policy)
     if detector is not None:
         runtime = dataclasses.replace(runtime, detector=detector)
-    reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.delimiters)
+    reader = PromptReader.build(_NoTemplate(), runtime.table, runtime.grammar)
     return EngineGuard(settings, runtime, reader, engine)

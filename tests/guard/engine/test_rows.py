@@ -37,7 +37,7 @@ class AnyDetector(kit.WordDetector):
 def made(policy: Policy, detector: Detector) -> EngineGuard:
     """A real guard that writes no traces."""
     runtime = dataclasses.replace(kit.runtime(policy), detector=detector)
-    reader = PromptReader(runtime.table, runtime.delimiters, (), ())
+    reader = PromptReader(runtime.table, runtime.grammar, (), ())
     return EngineGuard(EngineSettings(spool=Path("unused")), runtime, reader, "replay", writes=False)
 
 

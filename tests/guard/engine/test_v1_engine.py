@@ -47,7 +47,7 @@ def check_replay(engine: Engine, trace: Trace) -> None:
     runtime, reader = guard._runtime, guard._reader
     assert reader.request(trace.prompt_ids) == trace.request
     watcher = StepMonitor(
-        runtime, trace.request, zone=reader.zone(trace.prompt_ids), guard_id=trace.guard_id, engine="vllm-v1"
+        runtime, trace.request, zones=reader.zones(trace.prompt_ids), guard_id=trace.guard_id, engine="vllm-v1"
     )
     context = runtime.detector.request(trace.request)
     for token in [*trace.output_ids, None]:

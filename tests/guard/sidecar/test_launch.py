@@ -19,9 +19,9 @@ from guard.sidecar.lock import EngineLock
 from guard.sidecar.model import find_model
 
 
-def command(tmp_path: Path, *args: str, context: int | None = 8192, think: bool = True) -> EngineCommand:
+def command(tmp_path: Path, *args: str, context: int | None = 8192, parser: str | None = "p") -> EngineCommand:
     settings = EngineSettings(spool=tmp_path, secret="s")
-    return build_command(str(tmp_path), settings, served_name="m", think=think, context=context, vllm_args=args)
+    return build_command(str(tmp_path), settings, served_name="m", parser=parser, context=context, vllm_args=args)
 
 
 def option(made: EngineCommand, name: str) -> str:
@@ -45,7 +45,7 @@ def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
         "policy": None, "detector": None, "spool": str(tmp_path), "allow_off": False, "secret": "s",
     }}  # fmt: skip
     assert (option(made, "--host"), made.url) == ("127.0.0.1", f"http://127.0.0.1:{option(made, '--port')}")
-    assert (option(made, "--reasoning-parser"), option(made, "--served-model-name")) == ("deepseek_r1", "m")
+    assert (option(made, "--reasoning-parser"), option(made, "--served-model-name")) == ("p", "m")
     assert (option(made, "--max-model-len"), option(made, "--block-size")) == ("4096", "32")
     assert {"--no-async-scheduling", "--enforce-eager"} < set(made.argv)
     assert made.env["VLLM_API_KEY"] == made.api_key
@@ -61,7 +61,7 @@ def test_passthrough_replaces_defaults(tmp_path: Path) -> None:
     assert "--max-model-len" not in made.argv
     assert option(made, "--served-model-name") == "other"
     assert option(command(tmp_path, context=256), "--max-model-len") == "256"
-    assert "--reasoning-parser" not in command(tmp_path, think=False).argv
+    assert "--reasoning-parser" not in command(tmp_path, parser=None).argv
 
 
 @pytest.mark.parametrize(

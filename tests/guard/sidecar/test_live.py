@@ -165,11 +165,11 @@ def test_what_the_client_spells_opens_and_closes_nothing(live: Live) -> None:
     response = live.http.post("/v1/chat/completions", json=body)
     trace = next(t for t in read_traces(live.spool)[0] if t.guard_id == response.headers["x-reasonguard-id"])
     ids = live.parts.sidecar.firewall._neutraliser.ids
-    table = live.parts.sidecar.runtime.delimiters
+    (end,) = live.parts.sidecar.runtime.grammar.paths["reasoning", "answer"]
     plain = live.http.post("/v1/chat/completions", json=HARMFUL)
     usual = next(t for t in read_traces(live.spool)[0] if t.guard_id == plain.headers["x-reasonguard-id"])
     assert [i for i in trace.prompt_ids if i in ids] == [i for i in usual.prompt_ids if i in ids]
-    assert trace.prompt_ids.count(table.end) == 0
+    assert trace.prompt_ids.count(end) == 0
     assert response.json()["reasonguard"]["interventions"] == 1
 
 

@@ -50,7 +50,9 @@ class Model:
 
 def run(model: Model, policy: Policy = SUBSTITUTE, limit: int = 200) -> tuple[Substitution, list[list[int]]]:
     """The finished substitution and the runs of ids that it let out."""
-    watcher = StepMonitor(kit.runtime(policy), "car", zone="reasoning", guard_id="kit", mode="substitute")
+    watcher = StepMonitor(
+        kit.runtime(policy), "car", zones=kit.runtime(policy).zones("reasoning"), guard_id="kit", mode="substitute"
+    )
 
     async def score(watched: StepMonitor) -> float:
         assert watched.pending is not None
@@ -141,9 +143,9 @@ def test_the_ladder_ends_a_model_that_will_not_be_turned() -> None:
     model = Model(lambda output: [*CUE, *ANSWER])
     found, _ = run(model, policy)
     first, second = found.monitor.receipt.interventions
-    refusal = kit.runtime(policy).refusals[0]
+    _, refusal = kit.runtime(policy).refusal.ids("spaced", kit.runtime(policy).zones("reasoning"))
     assert second.trigger_id == "refuse"
-    assert found.output == [*TRIGGERS[first.trigger_id].plain, *refusal.spaced]
+    assert found.output == [*TRIGGERS[first.trigger_id].plain, *refusal]
     assert found.output[-1] == EOS
     assert found.finish == "stop"
     assert len(model.asked) == 2, "a refusal needs no engine"
@@ -194,7 +196,7 @@ def test_any_model_and_any_pieces_give_the_same_and_no_cue_gets_out(
 
 def test_speech_tells_the_fields_apart_and_waits_for_whole_characters() -> None:
     runtime = kit.runtime()
-    speech = Speech(runtime.table, runtime.delimiters, "reasoning")
+    speech = Speech(runtime.table, runtime.zones("reasoning"))
     euro = kit.encode("€")
     assert len(euro) == 3
     assert speech.say([*kit.encode("so "), *euro[:2]]) == [("reasoning", "so ")]
