@@ -105,14 +105,9 @@ class Workbench:
     def _load(cls, settings: AlignSettings, out: Path) -> Workbench:
         tokenizer = load_tokenizer(settings.model)
         runtime = load_runtime(settings.model, tokenizer, settings.policy, settings.detector)
-<<<<<<< HEAD
-        reader = ReplyReader(runtime.table, runtime.delimiters)
+        reader = ReplyReader(runtime.table, runtime.grammar)
         context = max(cls.context, 2 * settings.max_tokens)
         return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge), context)
-=======
-        reader = ReplyReader(runtime.table, runtime.grammar)
-        return cls(settings, out, tokenizer, runtime, reader, Judge.load(settings.judge))
->>>>>>> b-channels
 
     def generator(self, model: str) -> Generator:
         """The run's engine with the weights of one of its models (`weights`), guarded by its policy and detector where

@@ -57,11 +57,10 @@ def messages(task: Task, start: str, end: str) -> list[dict[str, str]]:
 
 def marks(bench: Workbench) -> tuple[str, str]:
     """What opens and closes reasoning, as text; empty where nothing does."""
-    delimiters = bench.runtime.delimiters
-    start, end = (
-        "" if i is None else str(bench.tokenizer.convert_ids_to_tokens(i)) for i in (delimiters.start, delimiters.end)
-    )
-    return start, end
+    paths = bench.runtime.grammar.paths
+    opening, closing = paths.get(("answer", "reasoning"), ()), paths.get(("reasoning", "answer"), ())
+    spelled = bench.tokenizer.convert_ids_to_tokens
+    return "".join(map(str, spelled(list(opening)))), "".join(map(str, spelled(list(closing))))
 
 
 def _attempt(task: Task, output: list[int], reader: ReplyReader) -> Attempt:

@@ -195,7 +195,7 @@ class PairWorker:
         self._generator.start()
         tokenizer = load_tokenizer(self._spec.engine.model)
         runtime = load_runtime(self._spec.engine.model, tokenizer, self._spec.policy, self._spec.detector)
-        self._reader = PromptReader.build(tokenizer, runtime.table, runtime.delimiters)
+        self._reader = PromptReader.build(tokenizer, runtime.table, runtime.grammar)
         self._tools = Tools.build(tokenizer, runtime, Judge.load(self._spec.judge), self._generator)
 
     def __call__(self, table: pa.Table) -> pa.Table:

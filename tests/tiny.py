@@ -50,15 +50,9 @@ def write_model(target: Path, tokenizer: PreTrainedTokenizerFast, chains: list[l
     vocab = len(tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(
-<<<<<<< HEAD
-        vocab_size=vocab, hidden_size=256, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0,
-=======
         vocab_size=vocab, hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
->>>>>>> b-channels
     )  # fmt: skip
     model = LlamaForCausalLM(config).float()
     embedding = torch.nn.functional.normalize(torch.randn(vocab, hidden), dim=1)
