@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.pairs_cli import export, pairs
+from align.promote_cli import Gate, Versions, settle
+from align.promote_cli import promote as promote_command
+from align.promote_cli import rollback as rollback_command
+from align.promote_cli import status as status_command
 
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
@@ -47,21 +51,43 @@ def align(
     stages: Stages = None,
     accelerate: Accelerate = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="For cron: take new traces only, and promote what passes the gate.")
+    ] = False,
+    versions: Versions = Path("runs/versions"),
+    gate: Gate = None,
+    min_new: Annotated[int, typer.Option(min=1, help="With --promote: fewer new intervened traces are no run.")] = 20,
 ) -> None:
-    """Runs collect, rollouts, judge, pairs, training and evaluation.
+    """Runs collect, rollouts, judge, pairs, training and evaluation; with `--promote` the gate too.
 
-    Example: `cli.py align --traces traces/ --model ./my-model --out runs/align-week-48`
+    With `--promote` the exit code is 0 when a version was promoted or there was nothing to do, 3 when the gate refused.
+
+    Examples:
+
+    `cli.py align --traces traces/ --model ./my-model --out runs/align-week-48`
+
+    `cli.py align --promote --traces traces/ --model ./my-model --out runs/align-$(date +%G-%V)`
     """
     if context.invoked_subcommand is not None:
         return
     given = {"--traces": traces, "--model": model, "--out": out}
     missing = [name for name, value in given.items() if value is None]
     if traces is None or model is None or out is None:
-        raise typer.BadParameter(f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, table)")
+        raise typer.BadParameter(
+            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, promote, status, rollback, table)"
+        )
+    settings = _settings(model, policy, seed, stages)
+    if promote:
+        from align.gate import load_gate
+        from align.promote import Weekly, weekly
+
+        plan = Weekly(traces, versions, load_gate(gate), min_new, accelerate)
+        outcome = weekly(settings, out, plan, lambda bench: _requests(bench, requests), typer.echo)
+        return settle(outcome, versions, None) if outcome is not None else None
     from align import pipeline
 
-    with pipeline.Workbench.open(_settings(model, policy, seed, stages), out) as bench:
-        found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+    with pipeline.Workbench.open(settings, out) as bench:
+        found = pipeline.some(pipeline.make_pairs(bench, pipeline.collect(bench, traces)), out)
         held_out = _requests(bench, requests)
         pipeline.evaluate_base(bench, held_out)
         pipeline.train_adapter(bench, found, accelerate)
@@ -98,6 +124,11 @@ def evaluate_command(model: Model, out: Out, requests: Requests = None, stages: 
 
     with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
         pipeline.measure(bench, _requests(bench, requests))
+
+
+app.command(name="promote")(promote_command)
+app.command(name="rollback")(rollback_command)
+app.command(name="status")(status_command)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.evaluate import Label, Outcome, change, relative_drop
+from align.evaluate import Label, Outcome, change, is_sound, relative_drop
 from align.report import DetectorCard, Goal, JudgeCard, Report, Span, Transcript, TranscriptArm
 from align.train import read_report
 from classifiers.stats import Rate, bootstrap, bootstrap_pair, difference
@@ -51,8 +51,18 @@ def _changes(outcomes: dict[str, list[Outcome]]) -> dict[str, Rate]:
         found[f"{name}: reasoning harm, relative drop"] = relative_drop(base, arm, "reasoning_harm")
         found[f"{name}: answer harm, relative drop"] = relative_drop(base, arm, "answer_harm")
         found[f"{name}: benign refusals, change"] = change(base, arm, "refusal", BENIGN)
+        found[f"{name}: sound benign replies, change"] = _sounder(base, arm)
     found["aligned+guard: interventions on harmful requests, relative drop"] = _fewer_interventions(outcomes)
     return found
+
+
+def _sounder(base: Sequence[Outcome], arm: Sequence[Outcome]) -> Rate:
+    """Change of the share of sound replies to the benign requests that both arms answered: paired bootstrap."""
+    before = {o.request.id: float(is_sound(o)) for o in base}
+    return bootstrap(
+        lambda d: float(d.mean()),
+        [float(is_sound(o)) - before[o.request.id] for o in arm if o.request.label != "harmful"],
+    )
 
 
 def _fewer_interventions(outcomes: dict[str, list[Outcome]]) -> Rate:
