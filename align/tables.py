@@ -46,7 +46,7 @@ def trace_table(traces: Iterable[Trace]) -> pa.Table:
     text, ids = pa.string(), pa.list_(pa.int64())
     schema = pa.schema({
         "schema_version": pa.int64(), "guard_id": text, "created": pa.float64(), "model": text,
-        "tokenizer_hash": text, "request": text, "tenant": text, "prompt_ids": ids, "output_ids": ids,
+        "weights": text, "tokenizer_hash": text, "request": text, "tenant": text, "prompt_ids": ids, "output_ids": ids,
         "steps": text, "receipt": text,
     })  # fmt: skip
     rows = [trace.model_dump() for trace in traces]
