@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from align.gate import GateSettings, Verdict, decide
 from align.markdown import load_report
 from align.model_card import render_card
-from align.versions import Event, describe, history, locked, previous, publish, put_in_force, record, verdict_of
+from align.versions import Event, describe, find, history, locked, previous, publish, put_in_force, record, verdict_of
 from align.watermark import Watermark
 from guard.errors import UserError
 from guard.weights import Registry, known_weights
@@ -51,9 +51,9 @@ def promote(registry: Registry, run: Path, gate: GateSettings, *, force: bool = 
     report = load_report(run / "report.json")
     settings = AlignSettings.model_validate_json((run / "align.json").read_bytes())
     manifest = describe(registry, run, settings.model)
-    serving = registry.current()
+    serving, known = registry.current(), find(registry, run)
     passed = verdict_of(registry, serving)
-    if passed is not None and registry.manifest(serving).weights == manifest.weights:
+    if passed is not None and known is not None and known.version == serving:
         return Outcome(passed, serving)
     verdict = decide(report, gate, passed)
     now, name = time.time(), str(run.resolve())
@@ -62,7 +62,7 @@ def promote(registry: Registry, run: Path, gate: GateSettings, *, force: bool = 
         if not any(e.run == name and e.reasons == event.reasons for e in history(registry)[-1:]):
             record(registry, event)
         return Outcome(verdict, None)
-    made = publish(registry, run, manifest, verdict, render_card(manifest, report, verdict, run))
+    made = known or publish(registry, run, manifest, verdict, render_card(manifest, report, verdict, run))
     event = Event(
         time=now, event="promoted", version=made.version, before=serving, run=name, forced=not verdict.passed,
         reasons=verdict.reasons,

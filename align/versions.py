@@ -61,11 +61,7 @@ def locked(root: Path) -> Iterator[Registry]:
 
 def publish(registry: Registry, run: Path, manifest: Manifest, verdict: Verdict, card: str) -> Manifest:
     """Makes a version of a run's model and adapter and returns its manifest with the files' hashes; nothing serves it
-    yet. A run that is a version already is returned as that version."""
-    known = (registry.manifest(number) for number in registry.versions())
-    existing = next((each for each in known if each.weights == manifest.weights), None)
-    if existing is not None:
-        return existing
+    yet."""
     scratch = registry.root / f".{manifest.version}.part"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -85,6 +81,13 @@ def publish(registry: Registry, run: Path, manifest: Manifest, verdict: Verdict,
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return whole
+
+
+def find(registry: Registry, run: Path) -> Manifest | None:
+    """The version that a run has become already, told by every byte of its weights."""
+    wanted = {f"model/{file.name}": file_hash(file) for file in (run / "aligned").glob("*.safetensors")}
+    known = (registry.manifest(number) for number in registry.versions())
+    return next((each for each in known if wanted.items() <= each.files.items()), None)
 
 
 def describe(registry: Registry, run: Path, model: str) -> Manifest:

@@ -15,11 +15,11 @@ from guard.weights import LoadedWeights, Manifest, Registry, file_hash, known_we
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory shaped like a model: 40 MB, so that samples lie far apart."""
+    """A directory shaped like a model: 80 MB, so that it is hashed by samples."""
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text("{}")
-    (path / "model.safetensors").write_bytes(bytes(40 << 20))
+    (path / "model.safetensors").write_bytes(bytes(80 << 20))
     return path
 
 
@@ -34,6 +34,14 @@ def test_the_hash_sees_a_trained_matrix_and_not_the_place(model: Path, tmp_path:
     assert changed != before
     (model / "config.json").write_text('{"a": 1}')
     assert weights_hash(str(model)) not in (before, changed)
+
+
+def test_the_hash_of_a_small_file_sees_every_byte(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(1 << 20))
+    before = weights_hash(str(model))
+    weights.write_bytes(bytes(700_000) + b"\1" + bytes((1 << 20) - 700_001))
+    assert weights_hash(str(model)) != before
 
 
 def test_a_hub_name_has_no_hash(model: Path) -> None:
