@@ -87,11 +87,8 @@ def align(
     from align import pipeline
 
     with pipeline.Workbench.open(settings, out) as bench:
-        found = pipeline.some(pipeline.make_pairs(bench, pipeline.collect(bench, traces)), out)
-        held_out = _requests(bench, requests)
-        pipeline.evaluate_base(bench, held_out)
-        pipeline.train_adapter(bench, found, accelerate)
-        pipeline.measure(bench, held_out)
+        found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
+        pipeline.train_and_measure(bench, found, _requests(bench, requests), accelerate)
 
 
 app.command()(pairs)

@@ -198,16 +198,6 @@ def pairs_of(bench: Workbench, settings: RolloutSettings, harvest: Callable[[], 
     return publish(harvest(), settings, bench.runtime, bench.judge, bench.out)
 
 
-def some(pairs: list[Pair], out: Path) -> list[Pair]:
-    """The pairs; a UserError when there are none, before the long stages begin."""
-    if not pairs:
-        raise UserError(
-            f"There is nothing to train on in {out}", got="no pairs", wanted="traces with interventions",
-            fix="collected.json and pairs.json there say what was left out",
-        )  # fmt: skip
-    return pairs
-
-
 def train_adapter(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
     """Trains the stages, unless the adapter is there already. `accelerate`: see `align.train.train`."""
     return run_stages(bench, pairs, accelerate)
@@ -259,6 +249,20 @@ def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
     write_report(result, bench.out)
     print_table(result, Console())
     return evaluation
+
+
+def train_and_measure(
+    bench: Workbench, pairs: Sequence[Pair], requests: Sequence[EvalRequest], accelerate: Path | None = None
+) -> Evaluation:
+    """What comes after the pairs; a UserError when there are none, before the long stages begin."""
+    if not pairs:
+        raise UserError(
+            f"There is nothing to train on in {bench.out}", got="no pairs", wanted="traces with interventions",
+            fix="collected.json and pairs.json there say what was left out",
+        )  # fmt: skip
+    evaluate_base(bench, requests)
+    train_adapter(bench, pairs, accelerate)
+    return measure(bench, requests)
 
 
 @contextlib.contextmanager

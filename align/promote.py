@@ -92,11 +92,8 @@ def weekly(settings: AlignSettings, out: Path, plan: Weekly, requests: Requests,
         found = pipeline.collect(bench, plan.traces, [each.weights for each in made if each.base == base])
         if _nothing_to_do(mark, found, out, plan, tell):
             return None
-        pairs = pipeline.some([*pipeline.make_pairs(bench, mark.take(found, out)), *mark.earlier_pairs(out)], out)
-        held_out = requests(bench)
-        pipeline.evaluate_base(bench, held_out)
-        pipeline.train_adapter(bench, pairs, plan.accelerate)
-        pipeline.measure(bench, held_out)
+        pairs = [*pipeline.make_pairs(bench, mark.take(found, out)), *mark.earlier_pairs(out)]
+        pipeline.train_and_measure(bench, pairs, requests(bench), plan.accelerate)
         outcome = promote(registry, out, plan.gate)
         mark.commit(out)
         return outcome
