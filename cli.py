@@ -42,6 +42,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    versions: Annotated[
+        Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -51,11 +54,13 @@ def serve(
     cli.py serve --model demo
 
     cli.py serve --model ./my-model --policy policy.yaml --port 9000 -- --max-model-len 8192
+
+    cli.py serve --model ./my-model --versions runs/versions
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, store, tuple(vllm_args or ())))
+    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ())))
 
 
 @app.command()

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from align.pairs_cli import export, pairs
+from align.promote_cli import Gate, Versions, settle
+from align.promote_cli import promote as promote_command
+from align.promote_cli import rollback as rollback_command
+from align.promote_cli import status as status_command
 
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
@@ -63,10 +67,22 @@ def align(
     accelerate: Accelerate = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
     max_tokens: MaxTokens = 160,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="For cron: take new traces only, and promote what passes the gate.")
+    ] = False,
+    versions: Versions = Path("runs/versions"),
+    gate: Gate = None,
+    min_new: Annotated[int, typer.Option(min=1, help="With --promote: fewer new intervened traces are no run.")] = 20,
 ) -> None:
-    """Runs collect, rollouts, judge, pairs, training and evaluation.
+    """Runs collect, rollouts, judge, pairs, training and evaluation; with `--promote` the gate too.
 
-    Example: `cli.py align --traces traces/ --model ./my-model --out runs/align-week-48`
+    With `--promote` the exit code is 0 when a version was promoted or there was nothing to do, 3 when the gate refused.
+
+    Examples:
+
+    `cli.py align --traces traces/ --model ./my-model --out runs/align-week-48`
+
+    `cli.py align --promote --traces traces/ --model ./my-model --out runs/align-$(date +%G-%V)`
     """
     if context.invoked_subcommand is not None:
         return
@@ -74,17 +90,22 @@ def align(
     missing = [name for name, value in given.items() if value is None]
     if traces is None or model is None or out is None:
         raise typer.BadParameter(
-            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, reproduce, table)"
+            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, reproduce, promote, status, "
+            "rollback, table)"
         )
+    settings = _settings(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
+    if promote:
+        from align.gate import load_gate
+        from align.promote import Weekly, weekly
+
+        plan = Weekly(traces, versions, load_gate(gate), min_new, accelerate)
+        outcome = weekly(settings, out, plan, lambda bench: _requests(bench, requests), typer.echo)
+        return settle(outcome, versions, None) if outcome is not None else None
     from align import pipeline
 
-    settings = _settings(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
     with pipeline.Workbench.open(settings, out) as bench:
         found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
-        held_out = _requests(bench, requests)
-        pipeline.evaluate_base(bench, held_out)
-        pipeline.train_adapter(bench, found, accelerate)
-        pipeline.measure(bench, held_out)
+        pipeline.train_and_measure(bench, found, _requests(bench, requests), accelerate)
 
 
 app.command()(pairs)
@@ -171,6 +192,11 @@ def reproduce_command(
         lambda bench: training(bench.prompt) if train_requests is None else from_file(train_requests, bench.prompt),
         traces, speed,
     )  # fmt: skip
+
+
+app.command(name="promote")(promote_command)
+app.command(name="rollback")(rollback_command)
+app.command(name="status")(status_command)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.evaluate import Label, Outcome, change, fewer_interventions, refused, relative_drop
+from align.evaluate import Label, Outcome, change, fewer_interventions, is_sound, mean_of, refused, relative_drop
 from align.report import DetectorCard, Goal, JudgeCard, Report, Span, Transcript, TranscriptArm
 from align.train import read_report
 from classifiers.stats import Rate, bootstrap_pair, difference
@@ -51,10 +51,18 @@ def _changes(outcomes: dict[str, list[Outcome]]) -> dict[str, Rate]:
         found[f"{name}: reasoning harm, relative drop"] = relative_drop(base, arm, "reasoning_harm")
         found[f"{name}: answer harm, relative drop"] = relative_drop(base, arm, "answer_harm")
         found[f"{name}: benign refusals, change"] = change(base, arm, "refusal", BENIGN)
+        found[f"{name}: sound benign replies, change"] = _sounder(base, arm)
     found["aligned+guard: interventions on harmful requests, relative drop"] = fewer_interventions(
         outcomes["base+guard"], outcomes["aligned+guard"]
     )
     return found
+
+
+def _sounder(base: Sequence[Outcome], arm: Sequence[Outcome]) -> Rate:
+    """Change of the share of sound replies to the benign requests that both arms answered; a topic is one case."""
+    before = {o.request.id: float(is_sound(o)) for o in base}
+    benign = [o for o in arm if o.request.label != "harmful"]
+    return mean_of([float(is_sound(o)) - before[o.request.id] for o in benign], [o.request.topic for o in benign])
 
 
 def _guard_goals(changes: dict[str, Rate]) -> list[Goal]:

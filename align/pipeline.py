@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +27,14 @@ from align.backend import Backend
 from align.candidates import RolloutSettings
 from align.card import publish
 from align.controls import Control, run_controls
+from align.disk import full_disk_told
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
 from align.generate import EngineSpec, Generator, read_results
 from align.model import load_runtime, load_tokenizer, render, render_chat
 from align.pairs import Pair, read_pairs
 from align.recipe import run_stages
 from align.rollouts import Harvest, roll_out
-from align.sources import NO_IDS, OTHER_TOKENIZER, Prompt, set_aside
+from align.sources import NO_IDS, OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, set_aside
 from align.tables import is_parquet, read_trace_table
 from align.text import ReplyReader
 from align.tools import Tools
@@ -44,6 +45,7 @@ from guard.errors import UserError
 from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
 from guard.traces import Trace, read_traces
+from guard.weights import weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,9 +92,9 @@ class Workbench:
     def open(cls, settings: AlignSettings, out: Path) -> Iterator[Workbench]:
         """Locks `out`, claims it for these settings, loads tokenizer, detector and judge; at the end no engine runs.
 
-        UserError when another run holds the lock or the directory.
+        UserError when another run holds the lock or the directory, and when the disk is full.
         """
-        with _locked(out):
+        with _locked(out), full_disk_told(out):
             claim(out / "align.json", settings.model_dump_json(indent=1), f"{out} holds another align run")
             bench = cls._load(settings, out)
             try:
@@ -146,25 +148,31 @@ class Workbench:
         return render_chat(self.tokenizer, messages)
 
 
-def collect(bench: Workbench, traces: str | Path) -> list[Trace]:
-    """Traces of this model's tokenizer from a directory that `serve` writes, or from Parquet; the rest is counted by
-    reason."""
+def collect(bench: Workbench, traces: str | Path, versions: Iterable[str] = ()) -> list[Trace]:
+    """Traces of this model, told by the hashes of its tokenizer and its weights, from a directory that `serve` writes,
+    or from Parquet; the rest is counted by reason. `versions`: weights hashes of versions that were trained from it,
+    whose traces are taken too."""
     where = str(traces)
     found, report = read_trace_table(where) if is_parquet(where) else read_traces(Path(where))
     reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.grammar)
-    reasons = [set_aside(trace, bench.runtime.tokenizer_hash) for trace in found]
+    own = weights_hash(bench.settings.model)
+    known = {"", own, *versions} if own else None
+    reasons = [set_aside(trace, bench.runtime.tokenizer_hash, known) for trace in found]
     usable = [reader.restored(trace) for trace, reason in zip(found, reasons, strict=True) if reason is None]
-    others, bare = reasons.count(OTHER_TOKENIZER), reasons.count(NO_IDS)
+    counts = {reason: reasons.count(reason) for reason in (OTHER_TOKENIZER, OTHER_WEIGHTS, NO_IDS)}
+    others = counts[OTHER_TOKENIZER] + counts[OTHER_WEIGHTS]
     summary = report.model_dump() | {
-        "other_tokenizer": others, "no_ids_kept": bare,
-        "not_clean_or_probe": len(found) - others - bare - len(usable), "usable": len(usable),
+        "other_tokenizer": counts[OTHER_TOKENIZER], "other_weights": counts[OTHER_WEIGHTS],
+        "no_ids_kept": counts[NO_IDS],
+        "not_clean_or_probe": len(found) - sum(counts.values()) - len(usable), "usable": len(usable),
         "with_intervention": sum(bool(t.receipt.interventions) for t in usable),
     }  # fmt: skip
     (bench.out / "collected.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     if found and others == len(found):
         raise UserError(
             f"None of the {len(found)} traces in {traces} comes from {bench.settings.model}",
-            got=f"tokenizer {found[0].tokenizer_hash} ({found[0].model})", wanted=bench.runtime.tokenizer_hash,
+            got=f"tokenizer {found[0].tokenizer_hash}, weights {found[0].weights or 'unknown'} ({found[0].model})",
+            wanted=f"tokenizer {bench.runtime.tokenizer_hash}, weights {own or 'unknown'}",
         )  # fmt: skip
     return usable
 
@@ -257,6 +265,20 @@ def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
     write_report(result, bench.out)
     print_table(result, Console())
     return evaluation
+
+
+def train_and_measure(
+    bench: Workbench, pairs: Sequence[Pair], requests: Sequence[EvalRequest], accelerate: Path | None = None
+) -> Evaluation:
+    """What comes after the pairs; a UserError when there are none, before the long stages begin."""
+    if not pairs:
+        raise UserError(
+            f"There is nothing to train on in {bench.out}", got="no pairs", wanted="traces with interventions",
+            fix="collected.json and pairs.json there say what was left out",
+        )  # fmt: skip
+    evaluate_base(bench, requests)
+    train_adapter(bench, pairs, accelerate)
+    return measure(bench, requests)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,7 @@ from guard.steps import StepSplitter
 from guard.traces import Trace
 
 OTHER_TOKENIZER = "of another tokenizer"
+OTHER_WEIGHTS = "of other weights"
 NO_IDS = "no ids kept"
 Kind = Literal["intervened", "benign"]
 Origin = Literal["trace", "prompt"]
@@ -64,10 +65,13 @@ class Source(BaseModel):
     """Version of the detector that found the cue, or none."""
 
 
-def set_aside(trace: Trace, tokenizer_hash: str) -> str | None:
-    """Why a trace is not used at all, or None: its ids mean something else here, or the guard did not do its work."""
+def set_aside(trace: Trace, tokenizer_hash: str, weights: Container[str] | None = None) -> str | None:
+    """Why a trace is not used at all, or None: its ids mean something else here, another model wrote it (`weights`: the
+    hashes that may; None: any), or the guard did not do its work."""
     if trace.tokenizer_hash != tokenizer_hash:
         return OTHER_TOKENIZER
+    if weights is not None and trace.weights not in weights:
+        return OTHER_WEIGHTS
     if trace.log_content == "none":
         return NO_IDS
     return None if trace.receipt.clean and trace.receipt.policy != "probe" else "not clean, or a probe"

@@ -70,6 +70,28 @@ def write_model(target: Path, tokenizer: PreTrainedTokenizerFast, chains: list[l
     return target
 
 
+def retarget(model: Path, adapter: Path, changes: dict[str, str]) -> Path:
+    """Writes a real LoRA adapter after which other tokens follow: successor by token, in byte-level spelling."""
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    successors = _successors(tokenizer, frozenset())
+    base = LlamaForCausalLM.from_pretrained(model)
+    embedding = base.model.embed_tokens.weight.detach().clone()
+    rank = len(changes)
+    lora = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=["lm_head"]))
+    head = lora.base_model.model.lm_head
+    with torch.no_grad():
+        head.lora_B["default"].weight.zero_()
+        for i, (word, following) in enumerate(changes.items()):
+            token = tokenizer.token_to_id(word)
+            head.lora_A["default"].weight[i] = embedding[token]
+            head.lora_B["default"].weight[successors[token], i] = -1.0
+            head.lora_B["default"].weight[tokenizer.token_to_id(following), i] = 1.0
+    lora.save_pretrained(adapter)
+    return adapter
+
+
 def reasoning_words(stubborn: frozenset[str] = frozenset()) -> list[list[str]]:
     """The scripted chains, as lists of tokens in their byte-level spelling."""
     start = ["<think>", "Ċ", *spell(OPENING)]

@@ -28,6 +28,7 @@ from guard.errors import UserError
 #: Names that vLLM imports; kept here so that this module imports no vLLM (`guard.engine.adapter.FQCN` is the same).
 PROCESSOR = "guard.engine.adapter:Guard"
 LOCK = "guard.sidecar.lock.EngineLock"
+WEIGHTS = "guard.sidecar.reload.WeightsRoute"
 #: Engine core and model in one process. vLLM's choice on CPUs is a worker of its own, for which the core waits in a
 #: busy loop: on two cores half of the machine (132 against 198 tokens/s over HTTP, 48 requests in flight).
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -96,18 +97,21 @@ def build_command(
     parser: str | None,
     context: int | None,
     vllm_args: Sequence[str] = (),
+    reloads: bool = False,
 ) -> EngineCommand:
     """The server's command line and environment.
 
     `parser`: vLLM's reasoning parser. `context`: the model's longest context in tokens, None when unknown. Arguments
-    in `vllm_args` replace our defaults; refused ones are a UserError.
+    in `vllm_args` replace our defaults; refused ones are a UserError. `reloads`: its weights can be exchanged.
     """
     check_vllm_args(vllm_args)
     port, api_key = free_port(), secrets.token_urlsafe(32)
     additional = json.dumps({"reasonguard": settings.model_dump(mode="json")})
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--logits-processors", PROCESSOR, "--additional-config", additional]
-    argv += ["--no-async-scheduling", "--middleware", LOCK, "--disable-uvicorn-access-log"]
+    argv += ["--no-async-scheduling", "--disable-uvicorn-access-log"]
+    # The last one is the outermost: nothing passes the lock.
+    argv += [part for each in ([WEIGHTS] if reloads else []) + [LOCK] for part in ("--middleware", each)]
     given = {_option(arg) for arg in vllm_args if arg.startswith("--")}
     for option, values in _defaults(served_name, parser, context, one_worker=not _parallel(vllm_args)).items():
         if not any(option.startswith(name) for name in given):

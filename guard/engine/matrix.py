@@ -66,6 +66,8 @@ FEATURES: tuple[Feature, ...] = (
             "test_an_assistant_prefix_is_continued_under_guard"),
     Feature("LoRA requests", _ON, _ON, "the guard reads tokens, whoever made them",
             "test_what_an_adapter_says_is_corrected_beside_the_models_own_rows"),
+    Feature("weights exchanged while requests run", _ON, _ON, "state is rebuilt from tokens; the receipt says so",
+            "test_a_request_in_flight_is_carried_over_and_says_so"),
     Feature("speculative decoding", _START, _START, "a cue may end inside accepted drafts",
             "test_speculative_decoding_refuses_to_start"),
     Feature("asynchronous scheduling", _START, _START, "runner V1 shows placeholders when a request ends",

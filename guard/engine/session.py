@@ -23,6 +23,7 @@ from guard.policy import load_policy
 from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
 from guard.traces import Spool, Trace
+from guard.weights import LoadedWeights
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -161,10 +162,13 @@ class EngineGuard:
         engine: str,
         *,
         writes: bool = True,
+        weights: LoadedWeights | None = None,
     ) -> None:
         self.config = config
         self._runtime, self._reader, self._engine = runtime, reader, engine
         self.loud = runtime.loud
+        self._weights = weights or LoadedWeights(lambda: runtime.model)
+        self._weights.now()
         self._spool = Spool(config.spool) if writes else None
         probed = runtime.policy.model_copy(update=PROBE_POLICY)
         self._probe_runtime = dataclasses.replace(runtime, policy=probed)
@@ -191,7 +195,8 @@ class EngineGuard:
             int(tokenizer.eos_token_id),
         )  # fmt: skip
         reader = PromptReader.build(tokenizer, runtime.table, runtime.grammar)
-        return cls(config, runtime, reader, engine, writes=_is_first_rank())
+        weights = LoadedWeights(lambda: str(vllm_config.model_config.model))
+        return cls(config, runtime, reader, engine, writes=_is_first_rank(), weights=weights)
 
     def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
@@ -257,10 +262,12 @@ class EngineGuard:
         try:
             item.monitor.finish()
             self.score([item])
+            model, weights = self._weights.now()
             trace = Trace(
                 guard_id=guard_id,
                 created=time.time(),
-                model=self._runtime.model,
+                model=model,
+                weights=weights,
                 tokenizer_hash=self._runtime.tokenizer_hash,
                 request=item.monitor.request,
                 prompt_ids=item.prompt,

@@ -28,6 +28,8 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(sidecar.follower.run()), asyncio.create_task(_attend(sidecar, on_ready, on_lost))]
+        if sidecar.versions is not None:
+            tasks.append(asyncio.create_task(sidecar.versions.run()))
         try:
             yield
         finally:
@@ -52,14 +54,22 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
 
 
 async def models(request: Request) -> Response:
-    """The engine's models, as the engine lists them."""
-    response = await _sidecar(request).upstream.models()
-    return Response(response.content, response.status_code, media_type="application/json")
+    """The engine's models, as the engine lists them; with the version in service where versions are followed."""
+    sidecar = _sidecar(request)
+    response = await sidecar.upstream.models()
+    if sidecar.versions is None or response.status_code != 200:
+        return Response(response.content, response.status_code, media_type="application/json")
+    listed = response.json()
+    for card in listed["data"]:
+        card["version"] = sidecar.versions.serving.version
+    return JSONResponse(listed)
 
 
 async def health(request: Request) -> Response:
-    """200 while the engine's process lives."""
+    """200 while the engine's process lives and holds whole weights."""
     sidecar = _sidecar(request)
+    if sidecar.versions is not None and sidecar.versions.broken is not None:
+        return JSONResponse({"status": sidecar.versions.broken}, status_code=503)
     if not sidecar.alive():
         return JSONResponse({"status": "the engine has stopped"}, status_code=503)
     return JSONResponse({"status": "ok" if sidecar.probe.proven else "starting"})
@@ -68,11 +78,16 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """200 when a real forced injection was seen within the last minute, else 503 with the reason."""
     sidecar = _sidecar(request)
-    reason = await sidecar.probe.ready() if sidecar.alive() else "the engine has stopped"
+    reason = "the engine has stopped" if not sidecar.alive() else sidecar.versions and sidecar.versions.broken
+    reason = reason or await sidecar.probe.ready() or sidecar.exchanging
     if reason is not None:
         return JSONResponse({"ready": False, "reason": reason}, status_code=503)
     runtime = sidecar.runtime
-    about = {"policy": runtime.policy.name, "policy_hash": runtime.policy.hash, "detector": runtime.detector.version}
+    about: dict[str, object] = {
+        "policy": runtime.policy.name, "policy_hash": runtime.policy.hash, "detector": runtime.detector.version,
+    }  # fmt: skip
+    if sidecar.versions is not None:
+        about |= {"version": sidecar.versions.serving.version, "version_problem": sidecar.versions.problem}
     return JSONResponse({"ready": True, **about})
 
 
@@ -91,6 +106,8 @@ async def _attend(sidecar: Sidecar, on_ready: Hook | None, on_lost: Hook | None)
     while sidecar.alive() and not sidecar.probe.proven:
         if await sidecar.upstream.healthy():
             await sidecar.probe.ready()
+        await asyncio.sleep(_POLL)
+    while sidecar.alive() and sidecar.exchanging is not None:
         await asyncio.sleep(_POLL)
     if on_ready is not None and sidecar.probe.proven:
         on_ready()

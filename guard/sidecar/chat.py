@@ -35,7 +35,7 @@ async def chat(request: Request) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
     try:
         admitted = await run_in_threadpool(sidecar.firewall.admit, await _body(request, sidecar.max_body))
-        sidecar.check_open()
+        await sidecar.enter()
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
@@ -69,6 +69,7 @@ class Exchange:
         self.wants_usage = admitted.wants_usage
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
+        self._followed = sidecar.followed
         self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
         if sidecar.keep_special:
             self._body["skip_special_tokens"] = False
@@ -110,7 +111,8 @@ class Exchange:
         timeout = self.sidecar.receipt_wait if wait else 0.0
         trace = await self.sidecar.follower.wait(self.guard_id, delivered.covered_by, timeout)
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
-        proof = prove(self.guard_id, trace, delivered, self.sidecar.policy, fallback=self._fallback)
+        policy = self.sidecar.policy
+        proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
         self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         return proof
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
@@ -12,9 +13,12 @@ from guard.sidecar.firewall import MAX_BODY, Firewall
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.probe import Probe
+from guard.sidecar.proof import Followed
 from guard.sidecar.receipts import WAIT_SECONDS, SpoolFollower
 from guard.sidecar.upstream import Upstream
+from guard.sidecar.versions import Served, Versions
 from guard.traces import Spool
+from guard.weights import BASE, Registry
 
 
 @dataclass
@@ -31,17 +35,27 @@ class Sidecar:
     """Where the sidecar writes the traces of what it watched itself."""
     secret: str
     """Shared with the engine's guard alone."""
+    base: Served
+    """The weights that the engine was started with."""
     served_name: str = "default"
+    versions: Versions | None = None
+    """Follows a registry of promoted versions; None: the weights stay what they are."""
     keep_special: bool = False
     """Ask the engine for special tokens in its text: where `</think>` is one, its reasoning parser needs to see it."""
     metrics: Metrics = field(default_factory=Metrics)
     max_body: int = MAX_BODY
     receipt_wait: float = WAIT_SECONDS
+    holding: WeakSet[object] = field(default_factory=WeakSet)
+    """Requests in mode `substitute` that are under way."""
 
     def __post_init__(self) -> None:
-        self.metrics.in_flight.set_function(lambda: self.follower.held)
+        self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
         self.metrics.ready.set_function(lambda: float(self.probe.proven and self.alive()))
+
+    def in_flight(self) -> int:
+        """Requests that have no receipt yet."""
+        return self.follower.held + len(self.holding)
 
     @property
     def policy(self) -> Policy:
@@ -53,12 +67,37 @@ class Sidecar:
         """Whether a response that is not proven guarded must be withheld."""
         return self.policy.fail_mode == "closed"
 
+    @property
+    def serving(self) -> Served:
+        """The weights that the engine holds now."""
+        return self.base if self.versions is None else self.versions.serving
+
+    @property
+    def followed(self) -> Followed | None:
+        """What a request that begins now will be held against; None where no versions are followed."""
+        return None if self.versions is None else Followed(self.versions.known, self.versions.serving.version)
+
+    @property
+    def exchanging(self) -> str | None:
+        """Why the engine's weights are not the ones that requests are meant for; None: they are."""
+        if self.versions is None or (self.versions.settled and self.versions.broken is None):
+            return None
+        return self.versions.broken or "the version in force is being loaded."
+
+    async def enter(self) -> None:
+        """Waits while weights are exchanged, then lets one request in, or not: see `check_open`."""
+        if self.versions is not None:
+            await self.versions.gate.wait()
+        self.check_open()
+
     def check_open(self) -> None:
         """ApiError 503 while no request may go on: a dead engine, or a guard that was never seen to work."""
         if not self.alive():
             raise ApiError(503, "engine_unavailable", "The engine has stopped.")
         if self.closed and not self.probe.proven:
             raise ApiError(503, "not_ready", f"The guard has not been proven to work: {self.probe.reason}.")
+        if self.exchanging is not None:
+            raise ApiError(503, "not_ready", f"No request is taken: {self.exchanging}")
 
 
 def build_sidecar(
@@ -73,9 +112,11 @@ def build_sidecar(
     served_name: str,
     allow_seed: bool,
     keep_special: bool = False,
+    registry: Registry | None = None,
+    weights: str = "",
 ) -> Sidecar:
-    """Puts the parts together."""
-    return Sidecar(
+    """Puts the parts together. `weights`: the hash of the model's own; with a `registry` its versions are followed."""
+    sidecar = Sidecar(
         runtime=runtime,
         upstream=upstream,
         follower=follower,
@@ -86,4 +127,10 @@ def build_sidecar(
         secret=secret,
         served_name=served_name,
         keep_special=keep_special,
+        base=Served(BASE, runtime.model, weights),
     )
+    if registry is not None:
+        sidecar.versions = Versions(
+            registry, sidecar.base, upstream, sidecar.probe, sidecar.in_flight, sidecar.metrics
+        )  # fmt: skip
+    return sidecar

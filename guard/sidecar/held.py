@@ -48,6 +48,8 @@ class HeldExchange:
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._proof: Proof | None = None
+        self._followed = sidecar.followed
+        sidecar.holding.add(self)
         self._body = admitted.body
         self._sampling = {k: v for k, v in admitted.body.items() if k not in _NOT_SAMPLING}
         self._created = int(time.time())
@@ -110,17 +112,18 @@ class HeldExchange:
             return self._proof
         with anyio.CancelScope(shield=True):
             self._proof = proof = await self._write()
+        self.sidecar.holding.discard(self)
         self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         return proof
 
     async def _write(self) -> Proof:
-        delivered = Delivered(len(self._output.output))
+        delivered, policy = Delivered(len(self._output.output)), self.sidecar.policy
         trace = self._trace()
         try:
             await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
         except OSError:
-            return prove(self.guard_id, None, delivered, self.sidecar.policy, mode="substitute")
-        return prove(self.guard_id, trace, delivered, self.sidecar.policy, mode="substitute")
+            return prove(self.guard_id, None, delivered, policy, mode="substitute")
+        return prove(self.guard_id, trace, delivered, policy, mode="substitute", followed=self._followed)
 
     def finish(self) -> str | None:
         """Why the output ended."""
@@ -166,9 +169,10 @@ class HeldExchange:
             return None
 
     def _trace(self) -> Trace:
-        monitor, runtime = self._output.monitor, self.sidecar.runtime
+        monitor, tokenizer, served = self._output.monitor, self.sidecar.runtime.tokenizer_hash, self.sidecar.serving
         return Trace(
-            guard_id=self.guard_id, created=time.time(), model=runtime.model, tokenizer_hash=runtime.tokenizer_hash,
+            guard_id=self.guard_id, created=time.time(), model=served.model, weights=served.weights,
+            tokenizer_hash=tokenizer,
             request=monitor.request, prompt_ids=self._prompt, output_ids=list(self._output.output),
             steps=monitor.steps, receipt=monitor.receipt,
         )  # fmt: skip

@@ -40,6 +40,12 @@ class Metrics:
         self.store_traces = Counter("reasonguard_store_traces", "Traces written to the store.", registry=on)
         self.store_malformed = Counter("reasonguard_store_malformed_lines", "Lines the store left out.", registry=on)
         self.store_failures = Counter("reasonguard_store_failures", "Failed tries to feed the store.", registry=on)
+        self.version = Gauge("reasonguard_version", "Version in service; 0 is the model as it came.", registry=on)
+        self.version_wanted = Gauge("reasonguard_version_wanted", "Version that the registry names.", registry=on)
+        self.version_loads = Counter(
+            "reasonguard_version_loads", "Changes of version by how they ended.", ["outcome"], registry=on
+        )
+        """Outcomes: loaded, refused (its files), failed (the engine, or its proof)."""
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def count(self, attached: Attached, *, broken: bool) -> None:

@@ -35,6 +35,8 @@ class Probe:
         self._proved = float("-inf")
         self.reason: str | None = _STARTING
         """Why the guard is not ready; None when it is."""
+        self.weights: str | None = None
+        """Hash of the weights that must have answered; None: any."""
         self.proven = False
         """A forced injection was seen, and nothing has shown the opposite since. A busy engine does not unprove it."""
 
@@ -45,6 +47,13 @@ class Probe:
             fresh = self.reason is None and now - self._proved < MAX_AGE
             if not fresh and now - self._tried >= _MIN_GAP:
                 await self._run()
+            return self.reason
+
+    async def renew(self) -> str | None:
+        """Probes now, whatever was proven before: the weights have changed."""
+        async with self._lock:
+            self.proven = False
+            await self._run()
             return self.reason
 
     async def _run(self) -> None:
@@ -70,6 +79,8 @@ class Probe:
             trace = await self._follower.wait(guard_id, delivered.covered_by)
         finally:
             self._follower.forget(guard_id)
+        if trace is not None and self.weights is not None and trace.weights != self.weights:
+            return f"the engine runs weights {trace.weights or 'without a hash'}, not {self.weights}"
         return probe_problem(trace, delivered, self._runtime)
 
     def _body(self, guard_id: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,10 @@ class Attached(BaseModel):
     detector: str | None = None
     engine: str | None = None
     shadow: bool = False
+    version: int | None = None
+    """Promoted version whose weights the request ended on (0: the model as it came); None where none is followed."""
+    began_version: int | None = None
+    """The version it began on, where the weights were exchanged under it."""
 
     def compact(self) -> str:
         """One line of ASCII JSON, fit for a header."""
@@ -75,6 +80,26 @@ class Proof:
     """Not proven to be guarded. What the policy itself leaves unguarded (shadow mode, another zone) is no break."""
 
 
+@dataclass(frozen=True)
+class Followed:
+    """What `serve --versions` knows of a request: versions by weights hash, and the one it began on."""
+
+    known: Mapping[str, int]
+    began: int
+
+    def problem(self, trace: Trace) -> str | None:
+        """Weights that no version accounts for."""
+        if trace.weights in self.known:
+            return None
+        return f"weights {trace.weights or 'without a hash'} answered, which are no version"
+
+    def fields(self, trace: Trace) -> dict[str, int]:
+        """The receipt's `version` and, where they differ, `began_version`."""
+        version = self.known.get(trace.weights)
+        found = {} if version is None else {"version": version}
+        return found if version == self.began else found | {"began_version": self.began}
+
+
 def prove(
     guard_id: str,
     trace: Trace | None,
@@ -83,21 +108,17 @@ def prove(
     *,
     mode: Mode = "inject",
     fallback: str | None = None,
+    followed: Followed | None = None,
 ) -> Proof:
     """Judges one response by its trace; `mode` is how it was guarded."""
     if trace is None:
         nothing = Attached(
-            guard_id=guard_id,
-            guarded=False,
-            reason="no trace of this response was written",
-            mode=mode,
-            fallback=fallback,
-            policy=policy.name,
-            policy_hash=policy.hash,
-        )
+            guard_id=guard_id, guarded=False, reason="no trace of this response was written", mode=mode,
+            fallback=fallback, policy=policy.name, policy_hash=policy.hash,
+        )  # fmt: skip
         return Proof(nothing, broken=True)
     receipt = trace.receipt
-    problem = _problem(trace, delivered, policy)
+    problem = _problem(trace, delivered, policy) or (followed.problem(trace) if followed is not None else None)
     reason = problem or _left_alone(receipt)
     attached = Attached(
         guard_id=guard_id,
@@ -118,6 +139,7 @@ def prove(
         detector=receipt.detector,
         engine=receipt.engine,
         shadow=receipt.shadow,
+        **(followed.fields(trace) if followed is not None else {}),
     )
     return Proof(attached, broken=problem is not None)
 

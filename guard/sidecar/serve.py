@@ -31,6 +31,7 @@ from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
 from guard.traces import Spool
+from guard.weights import Registry, known_weights, weights_hash
 
 _SHUTDOWN_SECONDS = 5
 
@@ -47,6 +48,8 @@ class ServeSettings:
     port: int = 8000
     store: str | None = None
     """URL of the database that the spool feeds; None: SQLite in the traces directory."""
+    versions: Path | None = None
+    """Registry whose version in force is loaded, and followed."""
     vllm_args: tuple[str, ...] = ()
 
 
@@ -81,7 +84,11 @@ def prepare(settings: ServeSettings) -> Prepared:
         parser=reasoning_parser(model),
         context=model.context,
         vllm_args=settings.vllm_args,
+        reloads=settings.versions is not None,
     )
+    weights = weights_hash(model.location)
+    if settings.versions is not None:
+        weights = known_weights(model.location, "--versions")
     engine = Engine(command, traces / f"engine-{time.strftime('%Y%m%d-%H%M%S')}.log")
     sidecar = build_sidecar(
         runtime,
@@ -94,6 +101,8 @@ def prepare(settings: ServeSettings) -> Prepared:
         served_name=model.name,
         allow_seed=has_gpu(),
         keep_special=needs_special_text(model),
+        registry=None if settings.versions is None else Registry(settings.versions),
+        weights=weights,
     )
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()

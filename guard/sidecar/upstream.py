@@ -10,6 +10,7 @@ import anyio
 import httpx
 
 from guard.sidecar.errors import ApiError
+from guard.sidecar.reload import PATH as WEIGHTS
 from guard.sidecar.substitute import Piece
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
@@ -78,6 +79,19 @@ class Upstream:
             return await self._client.get("/v1/models", timeout=30)
         except httpx.TransportError as error:
             raise unreachable(error) from error
+
+    async def exchange_weights(self, load: str, back: str) -> str | None:
+        """None when the engine runs on `load` now; the reason when it runs on `back`; ApiError 503 when on neither."""
+        body, timeout = {"load": load, "back": back}, httpx.Timeout(None, connect=_CONNECT_SECONDS)
+        try:
+            response = await self._client.post(WEIGHTS, json=body, timeout=timeout)
+        except httpx.TransportError as error:
+            raise unreachable(error) from error
+        if response.status_code == 200:
+            return None
+        if response.status_code == 409:
+            return str(response.json()["error"])
+        raise ApiError(503, "engine_unavailable", f"The engine holds no whole weights (HTTP {response.status_code}).")
 
     async def healthy(self) -> bool:
         """Whether the engine answers and says it is well."""
