@@ -15,9 +15,19 @@ from collections.abc import Callable, Iterable, Sequence
 from classifiers.detector import RequestContext
 from guard.monitor import StepMonitor
 from guard.prompt import PromptReader
-from guard.replay_report import ExactReport, ReplayReport, ShadowReport, ShadowTrace, SweepRow, first_cue, written
+from guard.replay_report import (
+    ExactReport,
+    ReplayReport,
+    ShadowReport,
+    ShadowTrace,
+    SweepRow,
+    first_cue,
+    recorded_cue,
+    replaced_cues,
+    written,
+)
 from guard.runtime import GuardRuntime
-from guard.traces import StepRecord, Trace
+from guard.traces import Mode, StepRecord, Trace
 
 PROBE = "probe"
 """Name of the policy that proofs of life run under: the engine sets their first score itself."""
@@ -33,18 +43,35 @@ class Replayer:
 
     def exact(self, trace: Trace) -> StepMonitor:
         """The finished monitor that decided the recorded ids again, as the engine drives it."""
-        watcher = self._open(self._runtime, trace)
-        for token in trace.output_ids:
+        cues = replaced_cues(trace)
+        watcher = self._open(self._runtime, trace, "substitute" if cues else "inject")
+        for index, token in enumerate(trace.output_ids):
+            self._take_back(watcher, cues.pop(index, []))
             watcher.observe(token)
             self._decide(watcher)
+        self._take_back(watcher, cues.pop(len(trace.output_ids), []))
         return self._finish(watcher)
+
+    def _take_back(self, watcher: StepMonitor, cue: list[int]) -> None:
+        """What the model had said where a trigger stands now."""
+        for token in cue:
+            watcher.observe(token)
+            self._decide(watcher)
+        if cue and watcher.forced is None:
+            # No mark ended the cue: the model's end or the token limit did.
+            watcher.end_step()
+            self._decide(watcher)
 
     def shadow(self, trace: Trace) -> StepMonitor:
         """The finished monitor that scored what the model wrote; its steps leave the recorded triggers out."""
-        watcher, ids = self._open(self._shadow, trace), trace.output_ids
+        watcher, ids = self._open(self._shadow, trace, "inject"), trace.output_ids
+        cues = replaced_cues(trace)
         triggers = {step.start: step.end for step in trace.steps if step.injected}
         index = 0
         while index < len(ids):
+            for token in cues.pop(index, ()):
+                watcher.observe(token)
+                self._decide(watcher)
             end = triggers.get(index, index)
             if end > index:
                 self._pass_over(watcher, ids[index:end])
@@ -60,9 +87,9 @@ class Replayer:
         self._finish(watcher)
         watcher.pass_over(forced)
 
-    def _open(self, runtime: GuardRuntime, trace: Trace) -> StepMonitor:
+    def _open(self, runtime: GuardRuntime, trace: Trace, mode: Mode) -> StepMonitor:
         zones = self._reader.zones(trace.prompt_ids)
-        return StepMonitor(runtime, trace.request, zones=zones, guard_id=trace.guard_id)
+        return StepMonitor(runtime, trace.request, zones=zones, guard_id=trace.guard_id, mode=mode)
 
     def _decide(self, watcher: StepMonitor) -> None:
         if (step := watcher.pending) is None:
@@ -95,10 +122,10 @@ def replay(
         elif is_exact(trace, runtime):
             watcher = replayer.exact(trace)
             exact.add(trace, watcher)
-            runs.append(written(watcher.steps))
+            runs.append(written(replayer.shadow(trace).steps if replaced_cues(trace) else watcher.steps))
         else:
             steps = replayer.shadow(trace).steps
-            before, now = first_cue(trace.steps), first_cue(steps)
+            before, now = recorded_cue(trace), first_cue(steps)
             shadow.append(ShadowTrace(guard_id=trace.guard_id, request=trace.request, recorded=before, now=now))
             runs.append(steps)
         tick()

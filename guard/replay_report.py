@@ -147,6 +147,21 @@ def compare(trace: Trace, watcher: StepMonitor) -> list[Difference]:
     return [Difference(guard_id=trace.guard_id, field=name, recorded=a, now=b) for name, a, b in found]
 
 
+def replaced_cues(trace: Trace) -> dict[int, list[int]]:
+    """Ids that a trigger replaced (mode `substitute`), by the output index at which it stands."""
+    return {each.at: each.cue_ids for each in trace.receipt.interventions if each.cue_ids}
+
+
+def recorded_cue(trace: Trace) -> FirstCue | None:
+    """The first cue that the live guard saw, whether it stands in the output or was replaced."""
+    kept = first_cue(trace.steps)
+    at = min(replaced_cues(trace), default=None)
+    if at is None or (kept is not None and kept.token <= at):
+        return kept
+    before = sum(step.end <= at for step in written(trace.steps))
+    return FirstCue(step=before, token=at + len(replaced_cues(trace)[at]))
+
+
 def first_cue(steps: Iterable[StepRecord]) -> FirstCue | None:
     """The first cue among the steps that the model wrote."""
     return next((FirstCue(step=i, token=s.end) for i, s in enumerate(written(steps)) if s.cue), None)

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from guard.monitor import StepMonitor
 from guard.policy import Policy
+from guard.replay import Replayer
+from guard.replay_report import FirstCue, recorded_cue, replaced_cues
 from guard.sidecar.errors import ApiError
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
 from tests.guard import kit
+from tests.guard.recorded import differences, reader, trace_of
 
 START, END, EOS = 3, 4, 2
 CALM, CUE = kit.encode(kit.CALM), kit.encode(" " + kit.CUE)
@@ -158,6 +161,18 @@ def test_a_ladder_that_is_used_up_lets_the_next_cue_through() -> None:
     assert len(found.monitor.receipt.interventions) == 1
 
 
+def test_a_replay_under_another_policy_reads_the_replaced_cue() -> None:
+    found, _ = run(Model(complying))
+    trace = trace_of(found.output, found.monitor, "reasoning", kit.runtime(SUBSTITUTE))
+    strict = Policy(threshold=0.1, triggers=SUBSTITUTE.triggers)
+    steps = Replayer(kit.runtime(strict), reader()).shadow(trace).steps
+    table = kit.runtime().table
+    # The model wrote three steps; the trigger is none of them.
+    assert [(s.end - s.start, s.score) for s in steps] == [(len(CALM), 0.125), (len(CUE), 0.875), (len(CALM), 0.125)]
+    assert recorded_cue(trace) == FirstCue(step=1, token=len(CALM) + len(CUE))
+    assert table.text(replaced_cues(trace)[len(CALM)]).strip() == kit.CUE
+
+
 def test_shadow_takes_nothing_back() -> None:
     found, released = run(Model(complying), SUBSTITUTE.model_copy(update={"shadow": True}))
     assert found.output == [*CALM, *CUE, *CUE, *ANSWER] == [token for ids in released for token in ids]
@@ -190,6 +205,8 @@ def test_any_model_and_any_pieces_give_the_same_and_no_cue_gets_out(
     assert [token for ids in again for token in ids] == one.output
     assert (one.monitor.steps, one.monitor.receipt) == (other.monitor.steps, other.monitor.receipt)
     assert len(one.output) <= limit
+    trace = trace_of(one.output, one.monitor, "reasoning", kit.runtime(policy))
+    assert differences(trace, policy) == [], "the recorded ids and the replaced cues give the same decisions again"
     if len(one.monitor.receipt.interventions) < len(policy.ladder):
         assert not any(s.cue for s in one.monitor.steps), "every cue was answered while the ladder had a rung"
 
