@@ -75,7 +75,7 @@ def retarget(model: Path, adapter: Path, changes: dict[str, str]) -> Path:
     from peft import LoraConfig, get_peft_model
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    successors = _successors(tokenizer, frozenset())
+    successors = _successors([[tokenizer.token_to_id(word) for word in chain] for chain in reasoning_words()])
     base = LlamaForCausalLM.from_pretrained(model)
     embedding = base.model.embed_tokens.weight.detach().clone()
     rank = len(changes)
