@@ -127,10 +127,12 @@ def measure(
 ) -> CsrReport:
     """Measures all reasonings side by side; continuations go to `out` and an interrupted run goes on from there.
 
-    UserError when the model marks no reasoning.
+    UserError when no single token of the model's closes its reasoning.
     """
     if bench.runtime.grammar.end is None:
-        raise UserError(f"{bench.settings.model} marks no reasoning", wanted="a model that thinks between delimiters")
+        raise UserError(
+            f"{bench.settings.model} does not close its reasoning with one token", wanted="a model with think tags"
+        )
     points = {reasoning.id: reasoning.points(settings.at) for reasoning in reasonings}
     sampler = Sampler(reasonings, points, settings, generator, bench.reader, bench.judge, out)
     search = full if settings.whole else adaptive
