@@ -29,10 +29,12 @@ def read_stages(path: Path) -> list[TrainSettings]:
         raise UserError(
             f"Stages file {path} is malformed", got=" ".join(str(error).split()), wanted="a list of stage settings"
         ) from error
-    if not stages or stages[0].benign == "refusal":
+    if not stages:
+        raise UserError(f"Stages file {path} holds no stage")
+    if stages[0].benign == "refusal":
         raise UserError(
             f"Stages file {path}: the first stage has no stage before it",
-            got="benign: refusal" if stages else "an empty list", wanted="benign: trigger",
+            got="benign: refusal", wanted="benign: trigger",
         )  # fmt: skip
     shapes = {(stage.method, stage.rank, stage.first_layer) for stage in stages}
     if len(shapes) > 1:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from align import pipeline, stage
 from align.generate import EngineSpec, Generator, Result
@@ -31,6 +31,20 @@ SMALL = TrainSettings(
     dtype="float32", epochs=2, batch_size=4, save_steps=2, rank=4, first_layer=1, benign_share=0.5, learning_rate=1e-3,
     sft_weight=0.0,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_model(tiny_model: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's tokenizer over random weights: those of the scripted one are mostly zero and learn nothing."""
+    target = tmp_path_factory.mktemp("small") / "model"
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +86,10 @@ def steps(out: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One stage, trained without interruption."""
     out = tmp_path_factory.mktemp("trained") / "adapter"
-    train(str(tiny_model), pairs, out, SMALL, table)
+    train(str(small_model), pairs, out, SMALL, table)
     return out
 
 
@@ -87,7 +101,7 @@ def test_a_stage_leaves_its_report_metrics_and_adapter(trained: Path, pairs: lis
     _, rows = stage.read(trained)
     assert {row.pair for row in rows} == {pair.id for pair in pairs}
     assert report.tokens == sum(row.tokens for row in rows)
-    assert steps(trained) == [4, 4]
+    assert steps(trained) == [4]
     assert not list(trained.glob("checkpoint-*"))
     assert any(value.abs().max() > 0 for name, value in weights(trained).items() if "lora_B" in name)
     references = json.loads((trained / "reference.json").read_text())
@@ -107,38 +121,38 @@ class Interrupt(TrainerCallback):
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_adapter(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
     with pytest.raises(KeyboardInterrupt):
         stage.run(out, [Interrupt(3)])
     assert read_report(out) is None
     (out / "checkpoint-3").mkdir()
     assert stage.last_checkpoint(out) == out / "checkpoint-2", "a checkpoint without its state is not whole"
     (out / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3, "loss": 1.0}\n{"st')
-    train(str(tiny_model), pairs, out, SMALL, table)
+    train(str(small_model), pairs, out, SMALL, table)
     found, wanted = weights(out), weights(trained)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert steps(out) == [2, 4, 4]
+    assert steps(out) == [2, 4]
 
 
 def test_another_stage_in_the_directory_is_refused(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path
 ) -> None:
     with pytest.raises(UserError, match="holds another training stage"):
-        train(str(tiny_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table)
+        train(str(small_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table)
     with pytest.raises(UserError, match="holds no training stage"):
         stage.read(trained.parent)
 
 
 def test_rows_that_are_too_long_are_left_out_and_named(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
 ) -> None:
-    long = [pairs[0].model_copy(update={"id": "long", "prefix_ids": pairs[0].prefix_ids * 40}), *pairs]
-    stage.prepare(tmp_path / "a", stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), long, table)
+    long = [pairs[0].model_copy(update={"id": "long", "prefix_ids": pairs[0].prefix_ids * 80}), *pairs]
+    stage.prepare(tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=SMALL), long, table)
     card, rows = stage.read(tmp_path / "a")
-    assert card.too_long == ["long"], "the tiny model knows 512 positions"
+    assert card.too_long == ["long"], "the small model knows 512 positions"
     assert len(rows) == 8
     shortest = min(row.length for row in rows)
     settings = SMALL.model_copy(update={"max_length": shortest - 1})
@@ -148,7 +162,7 @@ def test_rows_that_are_too_long_are_left_out_and_named(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
 ) -> None:
     class Poison(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
@@ -156,7 +170,7 @@ def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
     with pytest.raises(UserError, match=r"diverged at step 4; got chosen_logp nan\..*checkpoint-2"):
         stage.run(out, [Poison()])
     assert read_report(out) is None
@@ -164,21 +178,21 @@ def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
 
 
 def test_full_training_changes_the_lowest_layer_too(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
 ) -> None:
-    settings = TrainSettings(method="full", dtype="float32", epochs=1, batch_size=8, benign_share=0.5)
-    train(str(tiny_model), pairs, tmp_path / "full", settings, table)
-    before, after = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
+    settings = TrainSettings(method="full", dtype="float32", epochs=3, batch_size=8, benign_share=0.5)
+    train(str(small_model), pairs, tmp_path / "full", settings, table)
+    before, after = load_file(small_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     with pytest.raises(ValueError, match="first_layer belongs to method lora"):
         TrainSettings(method="full", first_layer=1)
 
 
 def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
-    tiny_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
+    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(tiny_model), start=None, settings=SMALL), pairs, table)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
     command = [
         sys.executable,
         "-m",
@@ -195,7 +209,7 @@ def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
     assert result.returncode == 0, result.stderr[-3000:]
     found, wanted = weights(out), weights(trained)
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=2e-4)
     assert json.loads((out / "reference.json").read_text()) == [
         pytest.approx(row, abs=1e-4) for row in json.loads((trained / "reference.json").read_text())
     ]
@@ -213,7 +227,7 @@ def test_a_stages_file_is_checked(tmp_path: Path) -> None:
     assert (first.benign_share, first.sft_weight, second.benign, second.sft_weight) == (0.0, 0.0, "refusal", 0.2)
     path = tmp_path / "stages.yaml"
     for text, wanted in (
-        ("- epoch: 3", "epoch"), ("- rank: [", "malformed"), ("[]", "no stage before it"),
+        ("- epoch: 3", "epoch"), ("- rank: [", "malformed"), ("[]", "holds no stage"),
         ("- benign: refusal", "no stage before it"), ("- rank: 8\n- rank: 16", "2 different shapes"),
     ):  # fmt: skip
         path.write_text(text)
@@ -250,9 +264,9 @@ def refused(pairs: list[Pair], tokenizer: Any, out: Path) -> list[Pair]:
 
 
 def test_benign_pairs_are_rejected_by_what_the_first_stage_refuses(
-    tiny_model: Path, pairs: list[Pair], tokenizer: Any, tmp_path: Path
+    small_model: Path, pairs: list[Pair], tokenizer: Any, tmp_path: Path
 ) -> None:
-    with pipeline.Workbench.open(pipeline.AlignSettings(model=str(tiny_model)), tmp_path / "run") as bench:
+    with pipeline.Workbench.open(pipeline.AlignSettings(model=str(small_model)), tmp_path / "run") as bench:
         benign = refused(pairs, tokenizer, tmp_path / "stage-1")
         # All results are on disk: the engine is never started.
         generator = Generator(EngineSpec(model="none"), tmp_path / "engine.log")
@@ -267,11 +281,11 @@ def test_benign_pairs_are_rejected_by_what_the_first_stage_refuses(
 
 
 def test_two_stages_train_one_adapter(
-    tiny_model: Path, pairs: list[Pair], tokenizer: Any, trained: Path, tmp_path: Path
+    small_model: Path, pairs: list[Pair], tokenizer: Any, trained: Path, tmp_path: Path
 ) -> None:
-    first = SMALL.model_copy(update={"benign_share": 0.0, "sft_weight": 0.0, "epochs": 1})
+    first = SMALL.model_copy(update={"benign_share": 0.0, "sft_weight": 0.0, "epochs": 4})
     second = SMALL.model_copy(update={"benign": "refusal", "sft_weight": 0.2, "epochs": 1, "benign_share": 0.5})
-    settings = pipeline.AlignSettings(model=str(tiny_model), stages=[first, second])
+    settings = pipeline.AlignSettings(model=str(small_model), stages=[first, second])
     with pipeline.Workbench.open(settings, tmp_path) as bench:
         refused(pairs, tokenizer, tmp_path / "stage-1")
         report = pipeline.train_adapter(bench, pairs)
@@ -284,12 +298,10 @@ def test_two_stages_train_one_adapter(
     card, rows = stage.read(tmp_path / "adapter")
     assert card.start == tmp_path / "stage-1"
     references = json.loads((tmp_path / "adapter" / "reference.json").read_text())
-    before = {row.pair: v for row, v in zip(stage.read(tmp_path / "stage-1")[1], _references(tmp_path), strict=True)}
+    first_rows = stage.read(tmp_path / "stage-1")[1]
+    first_references = json.loads((tmp_path / "stage-1" / "reference.json").read_text())
+    before = {row.pair: values for row, values in zip(first_rows, first_references, strict=True)}
     number = next(i for i, row in enumerate(rows) if row.kind == "intervened")
-    assert references[number][0] > before[rows[number].pair][0], "the reference is the first stage's model"
+    margins = [chosen - rejected for chosen, rejected in (references[number], before[rows[number].pair])]
+    assert margins[0] > margins[1] + 1e-3, "the reference is the first stage's model"
     assert set(weights(tmp_path / "adapter")) == set(weights(trained))
-
-
-def _references(out: Path) -> list[list[float]]:
-    found: list[list[float]] = json.loads((out / "stage-1" / "reference.json").read_text())
-    return found
