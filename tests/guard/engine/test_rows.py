@@ -66,7 +66,7 @@ def dealt(
         turn += 1
         rows.read(guard, [row])
         assert not row.room or row.request.forced is None, "what is forced is asked for only where there is no room"
-        if preempted is not None and len(row.tokens) >= preempted:
+        if preempted is not None and preempted <= len(row.tokens) < len(output):
             preempted = None
             rows.finish(guard, row)
             row = opened(policy, zone, list(row.tokens))

@@ -10,6 +10,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from guard.policy import Policy
+from tests import tiny
 from tests.conftest import Engine, Reply
 from tests.guard.engine.conftest import EOS, REQUEST, Script, Swap
 from tests.guard.engine.test_v1_engine import check_corrected, check_replay, stepped, trigger_of
@@ -98,12 +99,15 @@ def test_a_stop_string_inside_a_trigger_ends_the_request_there(engine: Engine, s
     (whole,) = engine.run([(REQUEST, {})])
     assert whole.trace is not None
     trigger = trigger_of(engine, whole.trace.receipt.interventions[0].trigger_id)
-    word = trigger.text.split()[2]
-    (cut,) = engine.run([(REQUEST, {"stop": [" " + word]})])
+    # The first word of the trigger, after its very first, that was not said before.
+    words = trigger.text.split()
+    said = [" ".join([tiny.OPENING, tiny.CUE, *words[:count]]) for count in range(len(words))]
+    forced = next(n + 1 for n, word in enumerate(words) if n and f" {word}" not in said[n])
+    (cut,) = engine.run([(REQUEST, {"stop": [f" {words[forced - 1]}"]})])
     assert cut.trace is not None
     (item,) = cut.trace.receipt.interventions
-    assert (item.completed, item.forced) == (False, 3)
-    assert cut.trace.output_ids == whole.ids[: script.at + 3]
+    assert (item.completed, item.forced) == (False, forced)
+    assert cut.trace.output_ids == whole.ids[: script.at + forced]
     assert cut.trace.receipt.clean
 
 

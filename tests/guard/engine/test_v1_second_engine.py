@@ -15,9 +15,12 @@ CHUNK = 32
 LONG = REQUEST + " Please answer at length." * 8
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def second(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An engine that takes LoRA adapters and at most 32 tokens a step, without a prefix cache."""
+    """An engine that takes LoRA adapters and at most 32 tokens a step, without a prefix cache.
+
+    It lives as long as the shared engine: one that is collected takes the process's distributed state along.
+    """
     from vllm import LLM
 
     from guard.engine.adapter import engine_arguments
@@ -57,28 +60,22 @@ def test_a_long_prompt_among_running_rows_changes_nothing(second: Engine, script
     assert replies[2] == Reply(script.comply, "stop", None)
 
 
-def test_what_an_adapter_says_is_corrected_beside_the_models_own_rows(
-    second: Engine, script: Script, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_what_an_adapter_says_is_corrected(second: Engine, script: Script, tiny_model: Path, tmp_path: Path) -> None:
     from vllm.lora.request import LoRARequest
 
     lora = LoRARequest("detour", 1, str(build_detour(tiny_model, tmp_path / "detour")))
-    off = {"extra_args": {"guard_off": True}}
-    sampling = [second.sampling(**row) for row in ({}, {}, off, off)]
-    outputs = second.llm.generate(
-        [{"prompt_token_ids": second.prompt(REQUEST)}] * 4, sampling, use_tqdm=False,
-        lora_request=[lora, None, lora, None],
-    )  # fmt: skip
-    said = [list(output.outputs[0].token_ids) for output in outputs]
-    traces = second.traces()
+    sampling = [second.sampling(**row) for row in ({}, {"extra_args": {"guard_off": True}})]
+    prompts = [{"prompt_token_ids": second.prompt(REQUEST)}] * 2
+    # No row without an adapter beside them: on CPUs vLLM 0.32 gives it theirs (lora_ops.py indexes slot -1).
+    outputs = second.llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
+    guarded, free = (list(output.outputs[0].token_ids) for output in outputs)
     agrees = [*script.cue, *script.plan]
-    assert said[2] == [*script.opening, *script.plan, *agrees * 9][:80]
-    assert said[3] == script.comply
-    own, plain = (traces[params.extra_args["guard_id"]] for params in sampling[:2])
-    check_corrected(second, script, Reply(said[1], "stop", plain))
-    (item,) = own.receipt.interventions
+    assert free == [*script.opening, *script.plan, *agrees * 9][:80]
+    trace = second.traces()[sampling[0].extra_args["guard_id"]]
+    (item,) = trace.receipt.interventions
     trigger = trigger_of(second, item.trigger_id)
     assert item.at == script.at + len(script.plan)
-    assert said[0] == [*script.opening, *script.plan, *script.cue, *trigger.spaced, *script.refusal]
-    assert (own.output_ids, own.receipt.clean) == (said[0], True)
-    check_replay(second, own)
+    assert guarded == [*script.opening, *script.plan, *script.cue, *trigger.spaced, *script.refusal]
+    assert (trace.output_ids, trace.receipt.clean) == (guarded, True)
+    check_replay(second, trace)
+    check_corrected(second, script, second.run([(REQUEST, {})])[0])
