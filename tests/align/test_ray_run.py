@@ -67,7 +67,8 @@ def test_two_workers_go_on_to_the_pairs_that_one_machine_makes(vllm_server: Serv
     prompts = [Prompt(request=r, tenant=f"t{n % 2}") for n, r in enumerate(REQUESTS)]
     traces = [logged(run, n, request) for n, request in enumerate(REQUESTS)]
     stranger = trace("stranger", cue=True, request=REQUEST)
-    write_table(trace_table([*traces, stranger]), str(run.out / "traces.parquet"))
+    other = logged(run, 99, REQUEST).model_copy(update={"weights": "others"})
+    write_table(trace_table([*traces, stranger, other]), str(run.out / "traces.parquet"))
     write_table(prompt_table(prompts), str(run.out / "prompts.parquet" / "1.parquet"))
     tools = Tools.build(run.tokenizer, run.runtime, run.judge, vllm_server.generator(run))
     alone = roll_out(traces, prompts, tools, SETTINGS, run.out / "alone", one_by_one)
@@ -86,14 +87,14 @@ def test_two_workers_go_on_to_the_pairs_that_one_machine_makes(vllm_server: Serv
     assert len(pairs) == len(alone.pairs) > 2 * len(REQUESTS)
     assert {len(p.interventions) for p in pairs} == {1, 2}
     card = json.loads((run.out / "pairs.json").read_text())
-    assert card["dropped"] == {"trace: of another tokenizer": 1, **alone.dropped}
+    assert card["dropped"] == {"trace: of another tokenizer": 1, "trace: of other weights": 1, **alone.dropped}
     assert card["generations"]["requests"] == len(REQUESTS)
     assert card["generations"]["total"] == sum(alone.generations.values())
     first, _, *others = (run.out / "harvest.jsonl").read_text().splitlines()
     assert first == done
     ids = [i for line in others for i in Batch.model_validate_json(line).ids]
     assert len(others) >= 2
-    assert len(ids) == len(set(ids)) == len(traces) - 3 + 1 + len(prompts)
+    assert len(ids) == len(set(ids)) == len(traces) - 3 + 2 + len(prompts)
     assert not {"g0", "g1", "g2"} & set(ids)
 
 
