@@ -46,7 +46,7 @@ REFUSED_ARGS: Mapping[str, str] = {
     "--logits-processors": "a second processor could outvote a forced trigger, and serve loads the guard itself",
     "--logits-processor-pattern": "a second processor could outvote a forced trigger",
     "--additional-config": "it carries the guard's own settings",
-    "--async-scheduling": "the guard would see placeholders instead of tokens",
+    "--async-scheduling": "the trace that proves a reply would lack its last token where the reply ends by length",
     "--pipeline-parallel-size": "only the last stage would run the guard",
     "-pp": "only the last stage would run the guard",
     "--enable-batch-sharded-sampling": "a rank would see only part of the batch and miss steps",
