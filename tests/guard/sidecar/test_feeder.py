@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -79,8 +77,7 @@ def server() -> Iterator[Server]:
         try:
             yield started
         finally:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                started.stop()
+            started.stop()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
