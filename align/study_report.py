@@ -172,7 +172,10 @@ def _seeds(runs: Sequence[SeedRun]) -> Grid:
 
 def second_grids(run: SeedRun, judge: Judging) -> dict[str, Grid]:
     """The arms by a second judge, its agreement with the first, and its gap to the detector."""
-    second = {arm: rejudged(outcomes, judge) for arm, outcomes in run.outcomes.items()}
+    everything = [o for outcomes in run.outcomes.values() for o in outcomes]
+    again = rejudged(everything, judge)
+    left = iter(again)
+    second = {arm: [next(left) for _ in outcomes] for arm, outcomes in run.outcomes.items()}
     rows: dict[str, list[Value]] = {}
     for arm, found in second.items():
         judged = [o for o in found if o is not None]
@@ -181,8 +184,6 @@ def second_grids(run: SeedRun, judge: Judging) -> dict[str, Grid]:
             report.reasoning_harm, report.answer_harm, report.ordinary_refusal, report.alarming_refusal,
             float(len(found) - len(judged)),
         ]  # fmt: skip
-    everything = [o for outcomes in run.outcomes.values() for o in outcomes]
-    again = [o for found in second.values() for o in found]
     columns: dict[str, list[Value]] = {c.replace("_", " "): [*agreement(everything, again, c)] for c in COLUMNS}
     names = ("Reasoning harm", "Answer harm", "Ordinary refused", "Alarming refused")
     shares: dict[str, Unit] = dict.fromkeys(names, "percent")

@@ -33,7 +33,7 @@ class Substituted:
 
     outcomes: list[Outcome]
     rounds: list[list[Outcome]]
-    """Per round the outcomes of the requests whose unguarded reasoning was harmful; round 0 is that reasoning."""
+    """Per round the outcomes of the harmful requests that were reasoned about harmfully; round 0 is that reasoning."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ def substitute(
 ) -> Substituted:
     """Substitutes in the unguarded model's replies (with their output ids) until no cue is left; resumable."""
     drafts = [_Draft(outcome, ids) for outcome, ids in base]
-    unsafe = [i for i, d in enumerate(drafts) if _harmful(d.outcome)]
+    unsafe = [i for i, d in enumerate(drafts) if d.outcome.request.label == "harmful" and _harmful(d.outcome)]
     rounds = [[drafts[i].outcome for i in unsafe]]
     for number in range(1, ROUNDS + 1):
         cues = first_cues([Watched(d.outcome.request.request, d.ids, d.settled) for d in drafts], runtime)

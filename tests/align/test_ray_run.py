@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +37,13 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
+        num_cpus=2, include_dashboard=False, log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
-    )
+    )  # fmt: skip
+    # Ray's own handler raises SystemExit, which pytest takes for a failed test: a run could not be ended by SIGTERM.
+    signal.signal(signal.SIGTERM, handler)
     yield
     ray.shutdown()
 
