@@ -103,7 +103,9 @@ class Contender:
             trainer = self.trainer if self.kind != "ours" else self._untrained
             batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(PAIRS)]))
             if self.kind == "ours":
-                trainer._branches(trainer.model, batch)
+                # The loop wraps its model in this; the untrained one has seen no loop.
+                with trainer.accelerator.autocast():
+                    trainer._branches(trainer.model, batch)
             else:
                 trainer.compute_ref_log_probs(trainer.model, batch)
         return (time.perf_counter() - start) / len(self.rows)
