@@ -176,7 +176,7 @@ def _runs(pid: int) -> bool:
 
 def test_models_are_checked_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
     found = find_model(str(tiny_model))
-    assert (found.location, found.name, found.context) == (str(tiny_model), "model", 512)
+    assert (found.location, found.name, found.context) == (str(tiny_model), "model", 2048)
     wanted = "wanted a directory with config.json and tokenizer.json, a hub name, or `demo`."
     for asked in (str(tmp_path / "none"), "none", "a/b/c"):
         with pytest.raises(UserError) as caught:
