@@ -15,7 +15,7 @@ from align.promote_cli import status as status_command
 
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
-    from align.pipeline import AlignSettings, Workbench
+    from align.pipeline import Workbench
     from align.study import StudySettings
 
 app = typer.Typer(
@@ -93,7 +93,9 @@ def align(
             f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, reproduce, promote, status, "
             "rollback, table)"
         )
-    settings = _settings(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
+    from align import pipeline
+
+    settings = pipeline.AlignSettings.of(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
     if promote:
         from align.gate import load_gate
         from align.promote import Weekly, weekly
@@ -101,8 +103,6 @@ def align(
         plan = Weekly(traces, versions, load_gate(gate), min_new, accelerate)
         outcome = weekly(settings, out, plan, lambda bench: _requests(bench, requests), typer.echo)
         return settle(outcome, versions, None) if outcome is not None else None
-    from align import pipeline
-
     with pipeline.Workbench.open(settings, out) as bench:
         found = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
         pipeline.train_and_measure(bench, found, _requests(bench, requests), accelerate)
@@ -123,7 +123,7 @@ def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Acc
     from align import pipeline
     from align.pairs import read_pairs
 
-    with pipeline.Workbench.open(_settings(model, None, seed, stages), out) as bench:
+    with pipeline.Workbench.open(pipeline.AlignSettings.of(model, None, seed, stages), out) as bench:
         report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"), accelerate)
     typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
 
@@ -146,10 +146,11 @@ def evaluate_command(
     Example: `cli.py align evaluate --model demo --out runs/align --judge openai:http://localhost:9000/v1,big-model`
     """
     from align import reproduce as study
+    from align.pipeline import AlignSettings
     from align.study import recorded
 
     wanted = _study(seeds or "0", judge, baselines, tasks, lm_eval)
-    settings = recorded(out, _settings(model, None, 0).model)
+    settings = recorded(out, AlignSettings.of(model).model)
     if seeds is None:
         wanted = wanted.model_copy(update={"seeds": (settings.seed,)})
     study.evaluate(settings, out, wanted, lambda bench: _requests(bench, requests))
@@ -183,9 +184,10 @@ def reproduce_command(
     --requests benchmarks.jsonl --train-requests star-1.jsonl --judge openai:https://api.openai.com/v1,gpt-4o`
     """
     from align import reproduce as study
+    from align.pipeline import AlignSettings
     from align.requests import from_file, training
 
-    settings = _settings(model, policy, 0, stages).model_copy(update={"max_tokens": max_tokens})
+    settings = AlignSettings.of(model, policy, 0, stages).model_copy(update={"max_tokens": max_tokens})
     wanted = _study(seeds or "0,1,2", judge, baselines, tasks, lm_eval)
     study.reproduce(
         settings, out, wanted, lambda bench: _requests(bench, requests),
@@ -232,17 +234,3 @@ def _study(seeds: str, judge: str | None, baselines: str, tasks: int, lm_eval: s
         seeds=tuple(map(int, numbers)), judge=judge, baselines=known_baselines(baselines), tasks=tasks,
         lm_eval=tuple(name.strip() for name in lm_eval.split(",") if name.strip()),
     )  # fmt: skip
-
-
-def _settings(model: str, policy: Path | None, seed: int, stages: Path | None = None) -> AlignSettings:
-    from align.pipeline import AlignSettings
-    from align.recipe import read_stages
-    from align.train import TrainSettings
-
-    if model == "demo":
-        from demo.model import reasoner_model
-
-        model = str(reasoner_model())
-    recipe = [TrainSettings()] if stages is None else read_stages(stages)
-    recipe = [stage.model_copy(update={"seed": seed}) for stage in recipe]
-    return AlignSettings(model=model, policy=policy, seed=seed, stages=recipe)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from align.csr_run import Reasoning
-    from align.pipeline import AlignSettings, Workbench
+    from align.pipeline import Workbench
     from align.trigger_rank import RankReport, RankSettings
 
 triggers_app = typer.Typer(
@@ -64,7 +64,7 @@ def csr(
     from align.csr_report import print_report
     from align.csr_run import CsrSettings, engine_spec, measure
     from align.generate import Generator
-    from align.pipeline import Workbench
+    from align.pipeline import AlignSettings, Workbench
 
     try:
         rule = CsrRule(mu=mu, eta=eta, window=window, samples=samples, doubt=doubt)
@@ -73,7 +73,7 @@ def csr(
     settings = CsrSettings(
         rule=rule, whole=whole, at="tokens" if every_token else "steps", max_tokens=max_tokens, temperature=temperature
     )
-    with Workbench.open(_settings(model, policy, seed), out) as bench:
+    with Workbench.open(AlignSettings.of(model, policy, seed), out) as bench:
         reasonings = _reasonings(bench, traces, limit, seed, cues_only=cues_only)
         store = out / f"continuations-{max_tokens}-{temperature:g}.jsonl"
         spec = engine_spec(reasonings, bench.settings.model, max_tokens, seed, store)
@@ -122,11 +122,11 @@ def rank_command(
     Example: cli.py triggers rank --traces traces/ --model demo --out runs/triggers --candidates candidates.yaml
     """
     from align.csr_plots import effects
-    from align.pipeline import Workbench
+    from align.pipeline import AlignSettings, Workbench
     from align.trigger_rank import RankSettings, print_ranks
 
     settings = RankSettings(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with Workbench.open(_settings(model, policy, seed), out) as bench:
+    with Workbench.open(AlignSettings.of(model, policy, seed), out) as bench:
         cases = _reasonings(bench, traces, limit, seed, cues_only=True)
         found = _rank(bench, cases, candidates, settings, out)
         _write(found, out / "triggers.json")
@@ -168,13 +168,6 @@ def _reasonings(bench: Workbench, traces: Path, limit: int, seed: int, *, cues_o
         )  # fmt: skip
     chosen = random.Random(seed).sample(wanted, min(limit, len(wanted)))
     return [Reasoning.of(trace, bench.runtime) for trace in chosen]
-
-
-def _settings(model: str, policy: Path | None, seed: int) -> AlignSettings:
-    from align.pipeline import AlignSettings
-    from guard.sidecar.model import find_model
-
-    return AlignSettings(model=str(find_model(model).location), policy=policy, seed=seed)
 
 
 def _write(report: BaseModel, path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Files that only grow, and a full disk told in a sentence."""
+"""Directories with one writer, files that only grow, and a full disk told in a sentence."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,18 @@ from guard.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T", bound=BaseModel)
+
+
+@contextlib.contextmanager
+def one_writer(directory: Path, taken: UserError) -> Iterator[None]:
+    """Makes the directory and holds its lock; raises `taken` while another does. The kernel drops it when we die."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise taken from error
+        yield
 
 
 @contextlib.contextmanager

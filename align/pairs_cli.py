@@ -64,23 +64,21 @@ def pairs(
     """
     from align.candidates import RolloutSettings
     from align.pairs import Quota
+    from align.pipeline import AlignSettings, Workbench
 
     _check(traces, prompts, ray, endpoint, max_intervened, max_benign)
+    limits = {"max_intervened": max_intervened, "max_benign": max_benign}
+    drawn = {name: limit for name, limit in limits.items() if limit is not None}
     settings = RolloutSettings(
         triggers=triggers, rounds=rounds, max_generations=max_generations, max_tokens=max_tokens,
-        sample_tokens=sample_tokens, quota=Quota(per_request=per_request, per_tenant=per_tenant), seed=seed,
-        max_intervened=160 if ray is None and max_intervened is None else max_intervened,
-        max_benign=80 if ray is None and max_benign is None else max_benign,
+        sample_tokens=sample_tokens, quota=Quota(per_request=per_request, per_tenant=per_tenant), seed=seed, **drawn,
     )  # fmt: skip
-    from align import pipeline
-    from align.cli import _settings
-
-    with pipeline.Workbench.open(_settings(model, policy, seed), out) as bench:
+    with Workbench.open(AlignSettings.of(model, policy, seed), out) as bench:
         bench.context = context
         if ray is None:
             found = _here(bench, settings, traces, prompts, endpoint or [])
         else:
-            found = _on_ray(bench, settings, traces, prompts, ray, ray_workers)
+            found = _on_ray(bench, settings.unlimited(), traces, prompts, ray, ray_workers)
     typer.echo(f"{len(found)} pairs in {out / 'pairs.jsonl'}; what was dropped and why: {out / 'pairs.md'}")
 
 

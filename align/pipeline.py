@@ -13,12 +13,11 @@ out/evaluation/         outputs per arm; out/evaluation.json the table
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -27,12 +26,12 @@ from align.backend import Backend
 from align.candidates import RolloutSettings
 from align.card import publish
 from align.controls import Control, run_controls
-from align.disk import full_disk_told
+from align.disk import full_disk_told, one_writer
 from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
 from align.generate import EngineSpec, Generator, read_results
 from align.model import load_runtime, load_tokenizer, render, render_chat
 from align.pairs import Pair, read_pairs
-from align.recipe import run_stages
+from align.recipe import read_stages, run_stages
 from align.rollouts import Harvest, roll_out
 from align.sources import NO_IDS, OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, set_aside
 from align.tables import is_parquet, read_trace_table
@@ -65,6 +64,17 @@ class AlignSettings(BaseModel):
     max_tokens: int = 160
     """Of a reply that is evaluated."""
 
+    @classmethod
+    def of(cls, model: str, policy: Path | None = None, seed: int = 0, stages: Path | None = None) -> Self:
+        """What a command line asks for. `model` may be `demo`; `stages` is a recipe file, None the one-stage recipe."""
+        if model == "demo":
+            from demo.model import reasoner_model
+
+            model = str(reasoner_model())
+        recipe = [TrainSettings()] if stages is None else read_stages(stages)
+        seeded = [stage.model_copy(update={"seed": seed}) for stage in recipe]
+        return cls(model=model, policy=policy, seed=seed, stages=seeded)
+
 
 class Evaluation(BaseModel):
     """Arms by name, and the controls."""
@@ -94,7 +104,8 @@ class Workbench:
 
         UserError when another run holds the lock or the directory, and when the disk is full.
         """
-        with _locked(out), full_disk_told(out):
+        taken = UserError(f"Another align is running on {out}", fix="Wait for it, or choose another --out")
+        with one_writer(out, taken), full_disk_told(out):
             claim(out / "align.json", settings.model_dump_json(indent=1), f"{out} holds another align run")
             bench = cls._load(settings, out)
             try:
@@ -279,18 +290,6 @@ def train_and_measure(
     evaluate_base(bench, requests)
     train_adapter(bench, pairs, accelerate)
     return measure(bench, requests)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the run's lock; a second run on the same output is a UserError. The kernel drops it when we die."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"Another align is running on {out}", fix="Wait for it, or choose another --out") from error
-        yield
 
 
 def claim(path: Path, card: str, taken: str) -> None:

@@ -7,7 +7,6 @@ A version appears whole or not at all (scratch directory, then a rename), `curre
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from align.disk import append_line, read_lines
+from align.disk import append_line, one_writer, read_lines
 from align.gate import Verdict
 from guard.errors import UserError
 from guard.weights import BASE, Manifest, Registry, file_hash, known_weights, weights_hash
@@ -49,13 +48,8 @@ class Event(BaseModel):
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[Registry]:
-    """The registry for one writer; UserError while another holds it. The kernel drops the lock when we die."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"Another align is writing to {root}", fix="Wait for it") from error
+    """The registry for one writer; UserError while another holds it."""
+    with one_writer(root, UserError(f"Another align is writing to {root}", fix="Wait for it")):
         yield Registry(root)
 
 

@@ -81,8 +81,10 @@ class HeldExchange:
         try:
             async for field, text in self.text():
                 said[field] += text
-        finally:
-            proof = await self.close()
+        except BaseException as error:
+            await self.close(lost="unavailable" if isinstance(error, ApiError) else None)
+            raise
+        proof = await self.close()
         self.headers[RECEIPT_HEADER] = proof.attached.compact()
         if proof.broken and self.sidecar.closed:
             raise unproven(proof)
@@ -106,18 +108,24 @@ class HeldExchange:
         for part in self._speech.say((), last=True):
             yield part
 
-    async def close(self) -> Proof:
-        """Writes the trace of what was let out, once; whatever happens to the client, it is kept."""
+    async def close(self, *, lost: str | None = None) -> Proof:
+        """Writes the trace of what was let out, once; whatever happens to the client, it is kept.
+
+        `lost`: the outcome that is counted for a response that did not reach its end.
+        """
         if self._proof is not None:
             return self._proof
         with anyio.CancelScope(shield=True):
             self._proof = proof = await self._write()
         self.sidecar.holding.discard(self)
-        self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        if self._output.finish is not None:
+            self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        elif lost is not None:
+            self.sidecar.metrics.requests.labels(lost).inc()
         return proof
 
     async def _write(self) -> Proof:
-        delivered, policy = Delivered(len(self._output.output)), self.sidecar.policy
+        delivered, policy = Delivered(len(self._output.delivered)), self.sidecar.policy
         trace = self._trace()
         try:
             await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
@@ -136,7 +144,7 @@ class HeldExchange:
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompt and of what was let out."""
-        prompt, output = len(self._prompt), len(self._output.output)
+        prompt, output = len(self._prompt), len(self._output.delivered)
         return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
     async def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
@@ -173,7 +181,7 @@ class HeldExchange:
         return Trace(
             guard_id=self.guard_id, created=time.time(), model=served.model, weights=served.weights,
             tokenizer_hash=tokenizer,
-            request=monitor.request, prompt_ids=self._prompt, output_ids=list(self._output.output),
+            request=monitor.request, prompt_ids=self._prompt, output_ids=self._output.delivered,
             steps=monitor.steps, receipt=monitor.receipt,
         )  # fmt: skip
 
@@ -191,7 +199,7 @@ class _HeldStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._exchange.close()
+            await self._exchange.close(lost="disconnected")
 
     async def _events(self) -> AsyncIterator[bytes]:
         exchange, failure = self._exchange, None
@@ -202,7 +210,7 @@ class _HeldStream(StreamingResponse):
             yield self._event({}, exchange.finish())
         except ApiError as error:
             failure = error
-        proof = await exchange.close()
+        proof = await exchange.close(lost="unavailable")
         if failure is None and proof.broken and exchange.sidecar.closed:
             failure = unproven(proof)
         last: dict[str, Any] = {

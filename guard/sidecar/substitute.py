@@ -44,6 +44,11 @@ class Substitution:
         self._go_on, self._score = go_on, score
         self._shown = 0
 
+    @property
+    def delivered(self) -> list[int]:
+        """Ids that were let out: all of `output`, unless it broke off inside a step."""
+        return self.output[: self._shown]
+
     async def released(self) -> AsyncIterator[list[int]]:
         """Ids in order, as soon as they are decided; ApiError 503 when the engine breaks off."""
         while self.finish is None:

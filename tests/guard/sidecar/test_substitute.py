@@ -179,13 +179,22 @@ def test_shadow_takes_nothing_back() -> None:
     assert found.monitor.receipt.interventions == []
 
 
-def test_an_engine_that_breaks_off_is_an_error() -> None:
-    class Broken(Model):
-        async def go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
-            yield Piece(CALM)
+def test_an_engine_that_breaks_off_is_an_error_and_what_was_held_is_not_delivered() -> None:
+    async def broken(ids: list[int], most: int) -> AsyncGenerator[Piece]:
+        yield Piece([*CALM, *CUE[:3]])
 
+    async def calm(watched: StepMonitor) -> float:
+        return 0.1
+
+    async def all_of() -> list[list[int]]:
+        return [ids async for ids in found.released()]
+
+    runtime = kit.runtime(SUBSTITUTE)
+    watcher = StepMonitor(runtime, "car", zones=runtime.zones("reasoning"), guard_id="kit", mode="substitute")
+    found = Substitution(watcher, PROMPT, 50, EOS, broken, calm)
     with pytest.raises(ApiError, match="broke off"):
-        run(Broken(complying))
+        asyncio.run(all_of())
+    assert (found.finish, found.delivered, found.output) == (None, CALM, [*CALM, *CUE[:3]])
 
 
 WORDS = st.lists(st.sampled_from([tuple(CALM), tuple(CUE), (END,), (START,), tuple(ANSWER), (EOS,), (7,), (99,)]),
