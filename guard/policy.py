@@ -53,10 +53,19 @@ class Policy(BaseModel):
     stay, from which a holder of the tokenizer can read it), `none` the ids as well: receipts and counts remain."""
 
     @property
+    def canonical(self) -> str:
+        """Every setting as JSON, in one spelling: what is hashed, and what a request names its policy by."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    @property
     def hash(self) -> str:
         """12 hex digits that change with any setting."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:12]
+
+    @property
+    def strict(self) -> Policy:
+        """The same, but it always forces and fails closed: for requests that nobody vouches for."""
+        return self.model_copy(update={"shadow": False, "fail_mode": "closed"})
 
     def is_cue(self, score: float | None, *, threshold: float, unreadable: bool) -> bool:
         """Whether a step is answered as a cue: `score` is its probability, None where it could not be scored."""
