@@ -255,14 +255,10 @@ def test_substitution_streams_what_it_answers_in_one_piece(substituting: Live) -
 
 def test_what_cannot_be_held_back_is_injected_into_and_says_so(substituting: Live) -> None:
     answer = substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).json()
-    # The engine runs another policy here, so the proof fails closed; the mode and its reason are what is shown.
-    assert answer["error"]["code"] == "not_guarded"
-    receipt = json.loads(
-        substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).headers[
-            "x-reasonguard-receipt"
-        ]
-    )
-    assert receipt["mode"] == "inject"
+    assert answer["choices"][0]["message"]["reasoning"].strip() in turned()
+    receipt = answer["reasonguard"]
+    assert (receipt["mode"], receipt["guarded"], receipt["interventions"]) == ("inject", True, 1)
+    assert receipt["policy_hash"] == substituting.parts.sidecar.policy.hash
     assert receipt["fallback"] == "`stop`: stop strings are found by the engine, in text that may be taken back"
 
 
