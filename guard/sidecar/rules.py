@@ -40,8 +40,10 @@ class Rules:
     @property
     def distinct(self) -> list[Tenant]:
         """One tenant for each policy."""
-        tenants = [self.default, *(self.keys or {}).values()]
-        return list({tenant.policy.hash: tenant for tenant in reversed(tenants)}.values())
+        found: dict[str, Tenant] = {}
+        for tenant in (self.default, *(self.keys or {}).values()):
+            found.setdefault(tenant.policy.hash, tenant)
+        return list(found.values())
 
 
 class RulesReader:
