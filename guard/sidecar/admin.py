@@ -66,7 +66,7 @@ class Reloader:
             except Exception as error:  # noqa: BLE001 - what serves must go on
                 self.problem = f"{type(error).__name__}: {error}"
             if self.problem is None:
-                self._sidecar.take(rules)
+                self._sidecar.adopt(rules)
             else:
                 log.error("reload refused, what was in force stays: %s", self.problem)
             metrics = self._sidecar.metrics

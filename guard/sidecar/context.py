@@ -77,7 +77,7 @@ class Sidecar:
         """What is in force."""
         return Rules(Tenant("", self.runtime, self.detector), self.keys)
 
-    def take(self, rules: Rules) -> None:
+    def adopt(self, rules: Rules) -> None:
         """Puts other rules in force, for requests that begin from now on."""
         self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
         self.probe.tenant = rules.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guard.sidecar.errors import ApiError
-from guard.sidecar.quotas import Limited
+from guard.sidecar.quotas import OverQuota
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,7 +44,7 @@ class KeyGate:
             return
         try:
             sidecar.meter.enter(tenant)
-        except Limited as error:
+        except OverQuota as error:
             sidecar.metrics.requests.labels("limited").inc()
             await error.response()(scope, receive, send)
             return

@@ -19,7 +19,7 @@ _BUSY = 1.0
 Clock = Callable[[], float]
 
 
-class Limited(ApiError):
+class OverQuota(ApiError):
     """A request beyond its tenant's quota: HTTP 429, and after how many seconds to try again."""
 
     def __init__(self, message: str, wait: float) -> None:
@@ -78,17 +78,17 @@ class Meter:
         self._usage: dict[str, _Usage] = {}
 
     def enter(self, tenant: Tenant) -> None:
-        """Counts a request in, or raises `Limited`; `leave` must follow."""
+        """Counts a request in, or raises `OverQuota`; `leave` must follow."""
         quotas, usage = tenant.quotas, self._of(tenant)
         if quotas.concurrent is not None and usage.under_way >= quotas.concurrent:
-            raise Limited(f"{quotas.concurrent} requests of this key are under way, which is its limit.", _BUSY)
+            raise OverQuota(f"{quotas.concurrent} requests of this key are under way, which is its limit.", _BUSY)
         if usage.day is not None and usage.day.level < 1:
             said = f"This key's {quotas.tokens_per_day} tokens per day are used up."
-            raise Limited(said, usage.day.wait())
+            raise OverQuota(said, usage.day.wait())
         if usage.minute is not None:
             if usage.minute.level < 1:
                 said = f"This key's {quotas.requests_per_minute} requests per minute are used up."
-                raise Limited(said, usage.minute.wait())
+                raise OverQuota(said, usage.minute.wait())
             usage.minute.take(1)
         usage.under_way += 1
 

@@ -116,7 +116,7 @@ def prepare(settings: ServeSettings) -> Prepared:
         registry=None if settings.versions is None else Registry(settings.versions),
         weights=weights,
     )
-    sidecar.take(rules)
+    sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()

@@ -66,7 +66,7 @@ class Front:
             (self.files / "strict.yaml").write_text("name: strict\n")
             sources = Sources(self.files / "policy.yaml", None, self.files / "keys.yaml", self.files / "detectors")
             reader = RulesReader(sources, self._runtime)
-            self.sidecar.take(reader.read())
+            self.sidecar.adopt(reader.read())
             self.sidecar.reloader = Reloader(self.sidecar, reader, TOKEN)
             url = stack.enter_context(running(create_app(self.sidecar)))
             self.http = stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=30))

@@ -65,7 +65,7 @@ class Front:
     def give(self, quotas: Quotas) -> None:
         """Team A gets quotas."""
         a = Tenant("team-a", self.sidecar.runtime, quotas=quotas)
-        self.sidecar.take(Rules(self.sidecar.rules.default, {hash_of(KEY_A): a}))
+        self.sidecar.adopt(Rules(self.sidecar.rules.default, {hash_of(KEY_A): a}))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def front(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> It
         )  # fmt: skip
         sidecar.probe.proven = True
         sidecar.receipt_wait = 0.3
-        sidecar.take(Rules(sidecar.rules.default, {
+        sidecar.adopt(Rules(sidecar.rules.default, {
             hash_of(KEY_A): Tenant("team-a", runtime), hash_of(KEY_B): Tenant("team-b", runtime.under(OPEN), "d-2"),
         }))  # fmt: skip
         url = stack.enter_context(running(create_app(sidecar)))
@@ -219,7 +219,7 @@ def test_a_request_under_way_ends_under_the_rules_it_began_with(front: Front, ru
     before = front.told()
     front.engine.traces = lambda guard_id: told_trace(guard_id, before)
     other = runtime.under(Policy(name="new"))
-    front.sidecar.take(Rules(Tenant("", other), {hash_of(KEY_A): Tenant("team-a", other)}))
+    front.sidecar.adopt(Rules(Tenant("", other), {hash_of(KEY_A): Tenant("team-a", other)}))
     front.engine.hold.set()
     waiting.join()
     assert answers[0].json()["reasonguard"]["policy_hash"] == Policy().hash

@@ -304,7 +304,7 @@ def operator(live: Live, tmp_path: Path) -> Iterator[Operator]:
     sidecar = live.parts.sidecar
     before, reloader = sidecar.rules, sidecar.reloader
     yield Operator(live, tmp_path)
-    sidecar.take(before)
+    sidecar.adopt(before)
     sidecar.reloader = reloader
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from guard.keys import Quotas
-from guard.sidecar.quotas import DAY, MINUTE, Bucket, Limited, Meter
+from guard.sidecar.quotas import DAY, MINUTE, Bucket, Meter, OverQuota
 from guard.sidecar.tenants import Tenant
 from tests.guard import kit
 
@@ -30,7 +30,7 @@ def tenant(name: str = "a", **quotas: int) -> Tenant:
 
 
 def refused(meter: Meter, who: Tenant) -> tuple[str, int]:
-    with pytest.raises(Limited) as caught:
+    with pytest.raises(OverQuota) as caught:
         meter.enter(who)
     assert caught.value.response().headers["retry-after"] == str(caught.value.retry_after)
     return caught.value.message, caught.value.retry_after
@@ -108,7 +108,7 @@ def test_a_reload_that_changes_quotas_keeps_what_was_used(clock: Clock) -> None:
 
 
 def test_the_error_is_openais() -> None:
-    assert Limited("No.", 0.2).body() == {
+    assert OverQuota("No.", 0.2).body() == {
         "error": {"message": "No.", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"},
     }
-    assert Limited("No.", 0.2).response().status_code == 429
+    assert OverQuota("No.", 0.2).response().status_code == 429
