@@ -1,4 +1,4 @@
-"""Reasonguard's command line: serve, align, csr, triggers, classifier, traces, replay, doctor, demo."""
+"""Reasonguard's command line: serve, keys, align, csr, triggers, classifier, traces, replay, doctor, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from classifiers.cli import app as classifier_app
 from guard.cli import app as traces_app
 from guard.doctor import doctor
 from guard.errors import UserError
+from guard.keys_cli import app as keys_app
 from guard.replay_cli import replay
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.add_typer(align_app, name="align")
 app.add_typer(triggers_app, name="triggers")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
+app.add_typer(keys_app, name="keys")
 app.command()(csr)
 app.command()(replay)
 app.command()(doctor)
@@ -45,6 +47,13 @@ def serve(
     versions: Annotated[
         Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of keys (`keys add`): who may ask, under which policy and quotas.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Token for POST /guard/admin/reload; by default REASONGUARD_ADMIN_TOKEN, or no such route."),
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -56,11 +65,18 @@ def serve(
     cli.py serve --model ./my-model --policy policy.yaml --port 9000 -- --max-model-len 8192
 
     cli.py serve --model ./my-model --versions runs/versions
+
+    cli.py serve --model ./my-model --keys keys.yaml --host 0.0.0.0
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ())))
+    run(
+        ServeSettings(
+            model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), keys,
+            admin_token_file,
+        )
+    )  # fmt: skip
 
 
 @app.command()

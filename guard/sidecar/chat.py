@@ -21,6 +21,7 @@ from guard.sidecar.errors import ApiError, Refused
 from guard.sidecar.firewall import Admitted
 from guard.sidecar.held import HeldExchange, cannot_hold
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import checked, sse_events, unreachable
 
 T = TypeVar("T")
@@ -35,11 +36,12 @@ async def chat(request: Request) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
     try:
         admitted = await run_in_threadpool(sidecar.firewall.admit, await _body(request, sidecar.max_body))
-        await sidecar.enter()
+        tenant: Tenant = request.state.tenant
+        await sidecar.enter(tenant)
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
-    exchange = _exchange(sidecar, admitted)
+    exchange = _exchange(sidecar, admitted, tenant)
     try:
         return await _until_gone(request, _answer(exchange, stream=admitted.stream))
     except _Gone:
@@ -49,11 +51,13 @@ async def chat(request: Request) -> Response:
         return error.response(exchange.headers)
 
 
-def _exchange(sidecar: Sidecar, admitted: Admitted) -> Exchange | HeldExchange:
-    if sidecar.policy.mode == "inject":
-        return Exchange(sidecar, admitted)
+def _exchange(sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> Exchange | HeldExchange:
+    if tenant.policy.mode == "inject":
+        return Exchange(sidecar, admitted, tenant)
     reason = cannot_hold(admitted.body)
-    return HeldExchange(sidecar, admitted) if reason is None else Exchange(sidecar, admitted, fallback=reason)
+    if reason is None:
+        return HeldExchange(sidecar, admitted, tenant)
+    return Exchange(sidecar, admitted, tenant, fallback=reason)
 
 
 async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Response:
@@ -64,13 +68,13 @@ async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Respons
 class Exchange:
     """One request under way: its guard id and what becomes of it."""
 
-    def __init__(self, sidecar: Sidecar, admitted: Admitted, *, fallback: str | None = None) -> None:
-        self.sidecar, self._fallback = sidecar, fallback
+    def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant, *, fallback: str | None = None) -> None:
+        self.sidecar, self.tenant, self._fallback = sidecar, tenant, fallback
         self.wants_usage = admitted.wants_usage
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
-        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
+        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}}
         if sidecar.keep_special:
             self._body["skip_special_tokens"] = False
 
@@ -89,7 +93,7 @@ class Exchange:
         finally:
             self.sidecar.follower.forget(self.guard_id)
         self.headers[RECEIPT_HEADER] = proof.attached.compact()
-        if proof.broken and self.sidecar.closed:
+        if proof.broken and self.tenant.closed:
             raise unproven(proof)
         answer["reasonguard"] = proof.attached.model_dump(exclude_none=True)
         return JSONResponse(answer, headers=self.headers)
@@ -111,7 +115,7 @@ class Exchange:
         timeout = self.sidecar.receipt_wait if wait else 0.0
         trace = await self.sidecar.follower.wait(self.guard_id, delivered.covered_by, timeout)
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
-        policy = self.sidecar.policy
+        policy = self.tenant.policy
         proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
         self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         return proof
@@ -190,7 +194,7 @@ class GuardedStream(StreamingResponse):
             "choices": [],
             "reasonguard": proof.attached.model_dump(exclude_none=True),
         }
-        if failure is None and proof.broken and self._exchange.sidecar.closed:
+        if failure is None and proof.broken and self._exchange.tenant.closed:
             failure = unproven(proof)
         if failure is not None:
             event |= failure.body()

@@ -23,6 +23,7 @@ from guard.sidecar.firewall import Admitted
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
+from guard.sidecar.tenants import Tenant
 from guard.traces import Trace
 
 ENGINE = "sidecar"
@@ -43,8 +44,8 @@ def cannot_hold(body: dict[str, Any]) -> str | None:
 class HeldExchange:
     """One request under way; `start` it, then let its text out."""
 
-    def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
-        self.sidecar, self.wants_usage = sidecar, admitted.wants_usage
+    def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> None:
+        self.sidecar, self.tenant, self.wants_usage = sidecar, tenant, admitted.wants_usage
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._proof: Proof | None = None
@@ -56,7 +57,7 @@ class HeldExchange:
 
     async def start(self) -> None:
         """Renders the prompt and reads the request; ApiError when the engine refuses it or is gone."""
-        body, runtime = self._body, self.sidecar.runtime
+        body, runtime = self._body, self.tenant.runtime
         asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
         try:
             self._prompt, longest = await self.sidecar.upstream.render(asked)
@@ -86,7 +87,7 @@ class HeldExchange:
             raise
         proof = await self.close()
         self.headers[RECEIPT_HEADER] = proof.attached.compact()
-        if proof.broken and self.sidecar.closed:
+        if proof.broken and self.tenant.closed:
             raise unproven(proof)
         message = {"role": "assistant", "content": said["content"], "reasoning": said["reasoning"] or None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._output.finish}
@@ -125,10 +126,10 @@ class HeldExchange:
         return proof
 
     async def _write(self) -> Proof:
-        delivered, policy = Delivered(len(self._output.delivered)), self.sidecar.policy
+        delivered, policy = Delivered(len(self._output.delivered)), self.tenant.policy
         trace = self._trace()
         try:
-            await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
+            await run_in_threadpool(self.sidecar.spool.append, trace.keeping(policy.log_content))
         except OSError:
             return prove(self.guard_id, None, delivered, policy, mode="substitute")
         return prove(self.guard_id, trace, delivered, policy, mode="substitute", followed=self._followed)
@@ -160,7 +161,7 @@ class HeldExchange:
 
     async def _read(self, monitor: StepMonitor, request: str) -> RequestContext | None:
         try:
-            return await run_in_threadpool(self.sidecar.runtime.detector.request, request)
+            return await run_in_threadpool(self.tenant.runtime.detector.request, request)
         except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
             monitor.fail(f"request: {type(error).__name__}: {error}")
             return None
@@ -170,19 +171,19 @@ class HeldExchange:
             return None
         asked = Asked(self._context, monitor.pending.text, monitor.previous)
         try:
-            scores = await run_in_threadpool(self.sidecar.runtime.detector.score_batch, [asked])
+            scores = await run_in_threadpool(self.tenant.runtime.detector.score_batch, [asked])
             return float(scores[0])
         except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it
             monitor.fail(f"detector: {type(error).__name__}: {error}")
             return None
 
     def _trace(self) -> Trace:
-        monitor, tokenizer, served = self._output.monitor, self.sidecar.runtime.tokenizer_hash, self.sidecar.serving
+        monitor, tokenizer, served = self._output.monitor, self.tenant.runtime.tokenizer_hash, self.sidecar.serving
         return Trace(
             guard_id=self.guard_id, created=time.time(), model=served.model, weights=served.weights,
             tokenizer_hash=tokenizer,
-            request=monitor.request, prompt_ids=self._prompt, output_ids=self._output.delivered,
-            steps=monitor.steps, receipt=monitor.receipt,
+            request=monitor.request, tenant=self.tenant.name, prompt_ids=self._prompt,
+            output_ids=self._output.delivered, steps=monitor.steps, receipt=monitor.receipt,
         )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ class _HeldStream(StreamingResponse):
         except ApiError as error:
             failure = error
         proof = await exchange.close(lost="unavailable")
-        if failure is None and proof.broken and exchange.sidecar.closed:
+        if failure is None and proof.broken and exchange.tenant.closed:
             failure = unproven(proof)
         last: dict[str, Any] = {
             **exchange.head("chat.completion.chunk"), "choices": [],

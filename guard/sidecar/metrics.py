@@ -16,7 +16,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         on = self.registry
         self.requests = Counter("reasonguard_requests", "Chat requests by how they ended.", ["outcome"], registry=on)
-        """Outcomes: guarded, shadow, unwatched, unproven, refused, engine_error, unavailable, disconnected."""
+        """Outcomes: guarded, shadow, unwatched, unproven, refused, unauthorized, limited, engine_error, unavailable,
+        disconnected."""
         self.steps = Counter("reasonguard_steps", "Steps that the guard saw.", ["kind"], registry=on)
         self.interventions = Counter("reasonguard_interventions", "Cues answered by a trigger.", registry=on)
         self.unanswered = Counter("reasonguard_unanswered_cues", "Cues that no trigger answered.", registry=on)
@@ -46,6 +47,11 @@ class Metrics:
             "reasonguard_version_loads", "Changes of version by how they ended.", ["outcome"], registry=on
         )
         """Outcomes: loaded, refused (its files), failed (the engine, or its proof)."""
+        self.keys = Gauge("reasonguard_keys", "Keys in force.", registry=on)
+        self.reload_ok = Gauge("reasonguard_reload_ok", "0 while the last reload was refused.", registry=on)
+        self.reload_ok.set(1)
+        self.reloads = Counter("reasonguard_reloads", "Reloads by how they ended.", ["outcome"], registry=on)
+        """Outcomes: loaded, refused (what was in force stays)."""
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def count(self, attached: Attached, *, broken: bool) -> None:
