@@ -28,6 +28,8 @@ class Filter:
     tenant: str | None = None
     intervened: bool = False
     """Only those with an intervention."""
+    unscored: bool = False
+    """Only those with a step that was not scored."""
 
     def clause(self) -> ColumnElement[bool]:
         """As a condition on `traces`; proofs of life never count."""
@@ -41,6 +43,8 @@ class Filter:
                 terms.append(traces.c[name] == value)
         if self.intervened:
             terms.append(traces.c.interventions > 0)
+        if self.unscored:
+            terms.append(traces.c.unscored > 0)
         return and_(*terms)
 
 
