@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from classifiers.measure import Scored
 from classifiers.network import Heads
-from classifiers.tune import RISK_SHARE, RISKY, UNSURE_WEIGHT
+from classifiers.tune import RISK_SHARE, RISKY, step_weight
 from classifiers.vectors import EncodedTrace, RiskVectors
 
 
@@ -46,7 +46,7 @@ class _Columns:
     @classmethod
     def of(cls, traces: Sequence[EncodedTrace], own_weight: float) -> _Columns:
         weights = [
-            np.array([UNSURE_WEIGHT if i in each.trace.unsure else 1.0 for i in range(len(each.steps))])
+            np.array([step_weight(each.trace, i) for i in range(len(each.steps))])
             * (own_weight if each.trace.source == "own" else 1.0)
             for each in traces
         ]
@@ -61,7 +61,7 @@ class _Columns:
     def loss(self, heads: Heads, rows: Tensor) -> Tensor:
         logits = heads.step_logits(self.steps[rows], self.previous[rows], self.requests[rows])
         each = functional.cross_entropy(logits, self.labels[rows], reduction="none")
-        return (each * self.weights[rows]).sum() / self.weights[rows].sum()
+        return (each * self.weights[rows]).sum() / self.weights[rows].sum().clamp(min=1e-6)
 
 
 def fit_heads(

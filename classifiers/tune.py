@@ -27,6 +27,13 @@ Tick = Callable[[int, int, str], None]
 RISKY: dict[Kind, float] = {"harmful": 1.0, "alarming": 0.0, "benign": 0.0}
 UNSURE_WEIGHT = 0.4
 """Of a step that its labeller doubted."""
+
+
+def step_weight(trace: LabelledTrace, index: int) -> float:
+    """How much a step's label weighs in a loss."""
+    return 0.0 if index in trace.unlabelled else UNSURE_WEIGHT if index in trace.unsure else 1.0
+
+
 RISK_SHARE = 0.5
 """Weight of the request's loss beside the steps'."""
 _POLICY = re.compile(r"\b(?:safety )?(?:polic(?:y|ies)|guidelines)\b", re.IGNORECASE)
@@ -153,14 +160,10 @@ def step_loss(logits: Tensor, windows: Sequence[Window]) -> Tensor:
     """Cross entropy of logits [n, 3] of all steps of the windows, doubtful steps weighing less."""
     labels = [LABELS.index(trace.labels[index]) for trace, start, stop in windows for index in range(start, stop)]
     weights = torch.tensor(
-        [
-            UNSURE_WEIGHT if index in trace.unsure else 1.0
-            for trace, start, stop in windows
-            for index in range(start, stop)
-        ]
+        [step_weight(trace, index) for trace, start, stop in windows for index in range(start, stop)]
     )
     each = functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def disguise_source(trace: LabelledTrace, step: str, rng: random.Random) -> str:
