@@ -1,4 +1,4 @@
-"""Reasonguard's command line: serve, align, csr, triggers, classifier, traces, replay, doctor, demo."""
+"""Reasonguard's command line: serve, align, csr, triggers, classifier, traces, reviewers, replay, doctor, demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from guard.cli import app as traces_app
 from guard.doctor import doctor
 from guard.errors import UserError
 from guard.replay_cli import replay
+from guard.sidecar.pages.cli import app as reviewers_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app.add_typer(align_app, name="align")
 app.add_typer(triggers_app, name="triggers")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
+app.add_typer(reviewers_app, name="reviewers")
 app.command()(csr)
 app.command()(replay)
 app.command()(doctor)
@@ -45,6 +47,12 @@ def serve(
     versions: Annotated[
         Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
     ] = None,
+    reviewers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Turn on the review pages at /guard/ for those whom `reviewers add` wrote here."
+        ),
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -56,11 +64,14 @@ def serve(
     cli.py serve --model ./my-model --policy policy.yaml --port 9000 -- --max-model-len 8192
 
     cli.py serve --model ./my-model --versions runs/versions
+
+    cli.py serve --model ./my-model --reviewers runs/reviewers.json
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ())))
+    given = tuple(vllm_args or ())
+    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, reviewers, given))
 
 
 @app.command()

@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from guard.sidecar.chat import chat
 from guard.sidecar.context import Sidecar
@@ -22,8 +23,11 @@ _POLL = 0.5
 Hook = Callable[[], None]
 
 
-def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None) -> Starlette:
-    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped."""
+def create_app(
+    sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None, pages: ASGIApp | None = None
+) -> Starlette:
+    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped. `pages`:
+    the review pages; None: there are none."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -45,6 +49,7 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
+            *([] if pages is None else [Mount("/guard", app=pages)]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
         lifespan=lifespan,

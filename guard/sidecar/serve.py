@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
+from starlette.types import ASGIApp
 
 from classifiers.detector import Detector
 from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
@@ -26,6 +27,9 @@ from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
+from guard.sidecar.pages.app import create_pages
+from guard.sidecar.pages.reviewers import Reviewers
+from guard.sidecar.pages.site import ROOT, Site
 from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.upstream import Upstream
@@ -50,6 +54,8 @@ class ServeSettings:
     """URL of the database that the spool feeds; None: SQLite in the traces directory."""
     versions: Path | None = None
     """Registry whose version in force is loaded, and followed."""
+    reviewers: Path | None = None
+    """Who may open the review pages; None: there are no pages."""
     vllm_args: tuple[str, ...] = ()
 
 
@@ -61,6 +67,8 @@ class Prepared:
     sidecar: Sidecar
     model: ServedModel
     feeder: Feeder
+    pages: ASGIApp | None
+    """The review pages."""
 
 
 def prepare(settings: ServeSettings) -> Prepared:
@@ -106,7 +114,18 @@ def prepare(settings: ServeSettings) -> Prepared:
     )
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
-    return Prepared(engine, sidecar, model, feeder)
+    return Prepared(engine, sidecar, model, feeder, _pages(settings, sidecar, model))
+
+
+def _pages(settings: ServeSettings, sidecar: Sidecar, model: ServedModel) -> ASGIApp | None:
+    if settings.reviewers is None:
+        return None
+    reviewers = Reviewers(settings.reviewers)
+    reviewers.hashes()
+    registry = None if settings.versions is None else Registry(settings.versions)
+    return create_pages(
+        Site(sidecar, settings.store or beside(settings.traces.resolve()), model.tokenizer, registry), reviewers
+    )
 
 
 def serve(settings: ServeSettings, console: Console | None = None) -> None:
@@ -130,6 +149,9 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
+        where = "off; `cli.py reviewers add NAME` and --reviewers FILE turn them on"
+        on = f"http://{settings.host}:{port}{ROOT}/"
+        console.print(f"Review pages: {where if parts.pages is None else on}", markup=False)
 
     def lost() -> None:
         status.stop()
@@ -138,7 +160,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         else:
             console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
 
-    app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
+    app = create_app(parts.sidecar, on_ready=ready, on_lost=lost, pages=parts.pages)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
     )
