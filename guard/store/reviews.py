@@ -116,7 +116,7 @@ def reviewed_traces(store: Store) -> list[str]:
         return list(connection.execute(query.order_by(reviews.c.guard_id)).scalars())
 
 
-def last_words() -> Select[tuple[int]]:
+def last_words() -> Select[int]:
     """Ids of everybody's last word on each step, `undone` included."""
     return select(func.max(reviews.c.id)).group_by(reviews.c.guard_id, reviews.c.step, reviews.c.reviewer)
 

@@ -146,7 +146,7 @@ def next_step(store: Store, reviewer: str, threshold: float, tokenizer: str) -> 
     return Waiting(guard_id, index, count)
 
 
-def _waiting(reviewer: str, tokenizer: str) -> Select[tuple[str, int, float]]:
+def _waiting(reviewer: str, tokenizer: str) -> Select[str, int, float]:
     newest = select(traces.c.guard_id).where(
         ~traces.c.probe, traces.c.log_content == "full", traces.c.tokenizer_hash == tokenizer
     ).order_by(traces.c.created.desc()).limit(QUEUED)  # fmt: skip

@@ -24,11 +24,8 @@ def visible(text: str, limit: int = 2000) -> Markup:
     """A text as HTML: line breaks stay, a hidden character stands as a small tag, what is beyond `limit` is counted."""
     kept: list[str] = []
     for character, hidden in _characters(text[:limit]):
-        if character == "\n":
-            kept.append('<span class="hidden" title="line break">↵</span>\n')
-        elif hidden:
-            name = _name(character)
-            kept.append(f'<span class="hidden" title="{_title(character)}">{name}</span>')
+        if hidden and character != "\n":
+            kept.append(f'<span class="hidden" title="{_title(character)}">{_name(character)}</span>')
         else:
             kept.append(str(escape(character)))
     if len(text) > limit:
