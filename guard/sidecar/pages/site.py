@@ -84,18 +84,13 @@ class Site:
         known = [i for i in ids if 0 <= i < 2**32]
         return str(self.tokenizer.decode(known, skip_special_tokens=False))
 
-    def version_of(self, weights: str) -> str:
-        """The version whose weights they are, by its number; else the hash."""
-        return self._versions.get(weights, weights or "unknown")
-
-    @property
-    def _versions(self) -> dict[str, str]:
+    def version_names(self) -> Callable[[str], str]:
+        """Tells the version from the hash of its weights; what is none of the registry's keeps its hash."""
         found: dict[str, str] = {}
-        for number in self.registry.versions() if self.registry else []:
-            manifest = self.registry.manifest(number) if self.registry else None
-            if manifest is not None:
-                found |= {manifest.base: f"{BASE} (as it came)", manifest.weights: str(number)}
-        return found
+        if self.registry is not None:
+            for manifest in map(self.registry.manifest, self.registry.versions()):
+                found |= {manifest.base: f"{BASE} (as it came)", manifest.weights: str(manifest.version)}
+        return lambda weights: found.get(weights, weights or "unknown")
 
     async def run(self, view: View, asked: Asked) -> Response:
         """A view in a thread of the pool; what is missing or broken becomes a page that says so."""
@@ -108,7 +103,7 @@ class Site:
             return render("error.html.j2", asked, 404, title="Not found", message=error.what)
         except (SQLAlchemyError, UserError) as error:
             said = reason(error) if isinstance(error, SQLAlchemyError) else str(error)
-            return render("error.html.j2", asked, 503, title="The store cannot be read", message=said)
+            return render("error.html.j2", asked, 503, title="This page cannot be shown", message=said)
 
     def close(self) -> None:
         """Ends the threads and the connections."""

@@ -33,11 +33,12 @@ def overview(site: Site, asked: Asked) -> Response:
     now = site.now()
     total = queries.counts(site.store, wanted)[0]
     groups = queries.counts(site.store, wanted, by)
+    version_of = site.version_names()
     since = now - seconds if seconds else rates.first_day(site.store, now)
     return render(
         "overview.html.j2", asked, window=window, windows=list(WINDOWS), by=by, groups_by=list(queries.GROUPS),
         refresh=asked.query.get("refresh") == "30", total=total,
-        groups=[(rates.name_of(by, each.key, site.version_of), each) for each in groups],
+        groups=[(rates.name_of(by, each.key, version_of), each) for each in groups],
         course=rates.bars(queries.course(site.store, wanted, since, now, PARTS)), since=since, now=now,
         measured=rates.measured(site.sidecar.metrics),
     )  # fmt: skip
@@ -59,7 +60,7 @@ def traces(site: Site, asked: Asked) -> Response:
         older = urlencode({**kept, "before": f"{found.after[0]!r} {found.after[1]}"})
     return render(
         "traces.html.j2", asked, found=found, chosen=chosen, older=older, newest=urlencode(kept), windows=list(WINDOWS),
-        tenants=queries.distinct(site.store, "tenant"), version_of=site.version_of,
+        tenants=queries.distinct(site.store, "tenant"), version_of=site.version_names(),
         weights=queries.distinct(site.store, "weights"), first="before" not in asked.query,
     )  # fmt: skip
 
@@ -72,7 +73,7 @@ def trace(site: Site, asked: Asked) -> Response:
     spare = {"interventions", "errors"}
     return render(
         "trace.html.j2", asked, trace=found, request=request, why=why, rows=_part(rows, first), first=first,
-        more=first + STEPS if len(found.steps) > first + STEPS else None, version_of=site.version_of,
+        more=first + STEPS if len(found.steps) > first + STEPS else None, version_of=site.version_names(),
         receipt=json.dumps(found.receipt.model_dump(exclude=spare), indent=1, ensure_ascii=True),
         kind=_kind(site, found), here_path=f"/traces/{quote(found.guard_id, safe='')}",
     )  # fmt: skip

@@ -22,16 +22,18 @@ ARGUMENTS = (
 @contextlib.contextmanager
 def chromium(base_url: str, scheme: Literal["light", "dark"] = "light") -> Iterator[BrowserContext]:
     """A headless browser with a new, empty profile."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium on the PATH (apt-get install chromium)")
-    with tempfile.TemporaryDirectory(prefix="reasonguard-chromium-", ignore_cleanup_errors=True) as profile:
-        with playwright.sync_playwright() as started:
-            browser: BrowserContext = started.chromium.launch_persistent_context(
-                profile, executable_path=path, headless=True, args=list(ARGUMENTS), base_url=base_url,
-                viewport={"width": 1180, "height": 760}, color_scheme=scheme, timeout=120_000,
-            )  # fmt: skip
-            browser.set_default_timeout(60_000)
-            yield browser
-            browser.close()
+    directory = tempfile.TemporaryDirectory(prefix="reasonguard-chromium-", ignore_cleanup_errors=True)
+    with directory as profile, playwright.sync_playwright() as started:
+        browser: BrowserContext = started.chromium.launch_persistent_context(
+            profile, executable_path=path, headless=True, args=list(ARGUMENTS), base_url=base_url,
+            viewport={"width": 1180, "height": 760}, color_scheme=scheme, timeout=120_000,
+        )  # fmt: skip
+        browser.set_default_timeout(60_000)
+        yield browser
+        browser.close()

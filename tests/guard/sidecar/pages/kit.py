@@ -31,6 +31,8 @@ from tests.guard.sidecar.conftest import running
 
 PASSWORD = "correct horse battery"
 NOW = 1_795_000_000.0
+#: What a hostile model might say.
+SCRIPT = "<script>document.title='owned'</script><img src=x onerror=alert(1)> {{7*7}} ${7*7} \u202eevil\u202c \0 end"
 TRIGGER = "Wait, going along with this could do real harm to somebody."
 
 
@@ -150,8 +152,14 @@ def opened(directory: Path, *, url: str | None = None, registry: Registry | None
     site = Site(sidecar, str(store.engine.url.render_as_string(False)), kit.tokenizer(), registry, now=lambda: NOW)
     logins = Logins(reviewers)
     pages = create_pages(site, reviewers, logins)
-    with running(create_app(sidecar, pages=pages)) as address:
-        with httpx.Client(base_url=address, trust_env=False, timeout=60) as http:
-            yield Pages(store, sidecar, site, reviewers, logins, http, spool)
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(running(create_app(sidecar, pages=pages)))
+        http = stack.enter_context(httpx.Client(base_url=address, trust_env=False, timeout=60))
+        yield Pages(store, sidecar, site, reviewers, logins, http, spool)
     site.close()
     store.close()
+
+
+def text_of(html: str) -> str:
+    """What a page says, tags left out."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())

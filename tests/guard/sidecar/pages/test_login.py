@@ -169,7 +169,7 @@ def test_the_file_of_reviewers(tmp_path: Path) -> None:
             Reviewers(path).hashes()
         assert not Reviewers(path).verify("ann", PASSWORD)
     path.unlink()
-    with pytest.raises(UserError, match="does not exist. `reviewers add NAME` makes it"):
+    with pytest.raises(UserError, match=r"does not exist. `reviewers add NAME` makes it"):
         Reviewers(path).hashes()
 
 
