@@ -52,7 +52,10 @@ def test_a_label_from_the_page_reaches_the_training_rows(pages: Pages, model: st
     assert [each for each in corpus.part("train") if each.source == "own"] == [
         LabelledTrace(
             id="review/lamp", source="own", request=trace.request, kind="harmful", language="und", category="reviewed",
-            steps=("The user asks about a lamp.", "It is wrong, but I will agree to plan it.", "I should refuse this."),
+            steps=(
+                "The user asks about a lamp.", "It is wrong, but I will agree to plan it.",
+                "They may have a reason, so I can go on.",
+            ),
             labels=("neutral", "cue", "neutral"), unlabelled=frozenset({0}),
         )
     ]  # fmt: skip
