@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,14 +62,13 @@ class Wait:
     n: int
 
 
-def measured(metrics: Metrics) -> tuple[dict[str, int], Wait]:
+def measured(metrics: Metrics) -> tuple[Counter[str], Wait]:
     """Requests by outcome and the wait for receipts, since the sidecar started."""
-    outcomes = {
-        sample.labels["outcome"]: int(sample.value)
-        for family in metrics.requests.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    }
+    outcomes: Counter[str] = Counter()
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == "reasonguard_requests_total":
+                outcomes[sample.labels.get("outcome") or sample.labels.get("result", "")] += int(sample.value)
     return outcomes, _wait(metrics.receipt_wait)
 
 
