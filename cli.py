@@ -1,4 +1,4 @@
-"""Reasonguard's command line: serve, keys, align, csr, triggers, classifier, traces, replay, doctor, demo."""
+"""The command line: serve, its keys and reviewers, align, csr, triggers, classifier, traces, replay, doctor, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from guard.doctor import doctor
 from guard.errors import UserError
 from guard.keys_cli import app as keys_app
 from guard.replay_cli import replay
+from guard.sidecar.pages.cli import app as reviewers_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app.add_typer(triggers_app, name="triggers")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
 app.add_typer(keys_app, name="keys")
+app.add_typer(reviewers_app, name="reviewers")
 app.command()(csr)
 app.command()(replay)
 app.command()(doctor)
@@ -54,6 +56,12 @@ def serve(
         Path | None,
         typer.Option(help="Token for POST /guard/admin/reload; by default REASONGUARD_ADMIN_TOKEN, or no such route."),
     ] = None,
+    reviewers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Turn on the review pages at /guard/ for those whom `reviewers add` wrote here."
+        ),
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -67,14 +75,16 @@ def serve(
     cli.py serve --model ./my-model --versions runs/versions
 
     cli.py serve --model ./my-model --keys keys.yaml --host 0.0.0.0
+
+    cli.py serve --model ./my-model --reviewers runs/reviewers.json
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
     run(
         ServeSettings(
-            model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), keys,
-            admin_token_file,
+            model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
+            admin_token_file=admin_token_file, reviewers=reviewers,
         )
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ def status(registry: Registry, traces: Path | None) -> Status:
         at = changes.index(event) if event.version is not None else None
         lines.append(
             Line(
-                event=event, gate=_gate(registry, event),
+                event=event, gate=gate_of(registry, event),
                 interventions_before=None if at is None else per_1000(periods.get(at - 1, [])),
                 interventions_after=None if at is None else per_1000(periods.get(at, [])),
             )
@@ -108,7 +108,8 @@ def _in_force(changes: Sequence[Event], period: int) -> int:
     return BASE if period < 0 else changes[period].version or BASE
 
 
-def _gate(registry: Registry, event: Event) -> str:
+def gate_of(registry: Registry, event: Event) -> str:
+    """What an event's gate said, in a few words."""
     if event.event == "rolled back":
         return ""
     if event.version is None:

@@ -265,7 +265,8 @@ def data_hash_of(material: Material) -> str:
     """sha256 over ids, parts and labels of all traces, and over the requests' vectors and labels."""
     digest = hashlib.sha256()
     for each in material.traces:
-        digest.update(f"{each.trace.id}\0{each.part}\0{','.join(each.trace.labels)}\n".encode())
+        labels = ["" if i in each.trace.unlabelled else label for i, label in enumerate(each.trace.labels)]
+        digest.update(f"{each.trace.id}\0{each.part}\0{','.join(labels)}\n".encode())
     for column in (material.risk.vectors, material.risk.harmful):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

@@ -93,9 +93,15 @@ def part_of(trace: LabelledTrace) -> Part:
 
 
 def read_corpus(
-    texts: Path | None = None, requests: Path | None = None, own: Iterable[Path] = (), *, authored: bool = True
+    texts: Path | None = None,
+    requests: Path | None = None,
+    own: Iterable[Path] = (),
+    *,
+    authored: bool = True,
+    reviewed: Sequence[LabelledTrace] = (),
 ) -> Corpus:
-    """Gather all there is: shipped labels with public texts if given, authored traces, demo rows, the operator's own.
+    """Gather all there is: shipped labels with public texts if given, authored traces, demo rows, the operator's own
+    files, and what was `reviewed` in the pages.
 
     Without `texts` the public traces are missing, and counted. Errors as `read_rows`.
     """
@@ -103,6 +109,7 @@ def read_corpus(
     traces = [*found, *(read_authored() if authored else ()), *demo_traces()]
     for path in own:
         traces += [authored_trace(row, "own") for row in read_rows(path, AuthoredTrace, AUTHORED_EXAMPLE)]
+    traces += reviewed
     measured = {normalise(trace.request) for trace in traces if part_of(trace) != "train"}
     asked = [*read_requests(requests), *(pair_requests() if authored else ())]
     return Corpus(traces, [row for row in asked if normalise(row.request) not in measured], dict(missing))

@@ -16,12 +16,14 @@ from rich.table import Table
 
 from classifiers.labels import AUTHORED_EXAMPLE, TRACE_EXAMPLE
 from guard.errors import UserError
+from guard.store.cli import MaybeStoreUrl, opened
 
 if TYPE_CHECKING:
     from classifiers.artifact import Manifest
     from classifiers.build import BuildConfig
     from classifiers.compare import Difference
     from classifiers.corpus import Corpus
+    from classifiers.labels import LabelledTrace
     from classifiers.network import StepNetwork
     from classifiers.stats import Rate
 
@@ -54,6 +56,10 @@ def register(app: typer.Typer) -> None:
 def train(
     out: Annotated[Path, typer.Option(help="Artifact directory. One that is there is replaced only by one no worse.")],
     own: Own = None,
+    store: MaybeStoreUrl = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --store: model whose tokenizer decodes the traces; by default theirs.")
+    ] = None,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Fine-tune the encoder too (a quarter of an hour on two cores; needs --texts)."),
@@ -80,13 +86,18 @@ def train(
     fpr_alarming: FprAlarming = 0.05,
     force: Annotated[bool, typer.Option("--force", help="Replace the artifact even by a worse one.")] = False,
 ) -> None:
-    """Train a detector: shipped labels and vectors, authored traces, and your own reviewed traces.
+    """Train a detector: shipped labels and vectors, authored traces, and your own reviewed traces: files (--data), or
+    what reviewers said in the pages of `serve --reviewers` (--store).
 
     By default the encoder is kept and the heads are trained on vectors, which takes a minute or two. The new artifact
     is compared with the one in --out (or the shipped one) on the frozen test part; where it is worse, the old one
     stays, the new one is left beside it as DIR.refused, and the exit code is 3.
 
-    Example: cli.py classifier train --data reviewed.jsonl --out runs/detector
+    Examples:
+
+    cli.py classifier train --data reviewed.jsonl --out runs/detector
+
+    cli.py classifier train --store sqlite:///runs/traces/store.db --out runs/detector
     """
     from classifiers.build import BuildConfig
     from classifiers.corpus import read_corpus
@@ -102,13 +113,15 @@ def train(
         raise UserError(
             "--tune learns from texts", fix="Give --texts FILE (`classifier data` says which), or drop --tune"
         )
-    corpus = read_corpus(texts, requests, own or (), authored=authored)
+    corpus = read_corpus(texts, requests, own or (), authored=authored, reviewed=reviewed_rows(store, model))
     tell_missing(corpus)
     candidate = out.with_name(out.name + ".candidate")
     if tune:
-        manifest = train_whole(corpus, base_directory(base), candidate, config, checkpoint, len(own or ()))
+        manifest = train_whole(
+            corpus, base_directory(base), candidate, config, checkpoint, len(own or ()) + bool(store)
+        )
     else:
-        manifest = train_heads(corpus, start or DEFAULT, candidate, config, len(own or ()))
+        manifest = train_heads(corpus, start or DEFAULT, candidate, config, len(own or ()) + bool(store))
     print_manifest(manifest)
     settle(candidate, out, corpus, force=force)
 
@@ -116,7 +129,7 @@ def train(
 def train_whole(
     corpus: Corpus, base: Path, out: Path, config: BuildConfig, checkpoint: Path | None, own: int
 ) -> Manifest:
-    """Fine-tune encoder and heads together and write the artifact; `own` is how many files the operator gave."""
+    """Fine-tune encoder and heads together and write the artifact; `own`: files and stores of the operator's."""
     from classifiers.build import encode_with, finish, tune_network
 
     with progress("Training the detector") as (say, tick):
@@ -167,6 +180,19 @@ def export(
         loss = float_loss(network, out, corpus, say)
     print_manifest(manifest)
     print_rates("int8 against float32, test part", loss)
+
+
+def reviewed_rows(url: str | None, model: str | None) -> list[LabelledTrace]:
+    """The traces that were reviewed in a store's pages; says how many there are, and which were left out and why."""
+    if url is None:
+        return []
+    from classifiers.reviewed import from_store
+
+    with opened(url) as store:
+        found, left_out = from_store(store, model)
+    said = [f"{len(found)} reviewed traces", *(f"{count} left out: {why}" for why, count in left_out.items())]
+    Console(stderr=True).print("; ".join(said), highlight=False)
+    return found
 
 
 def tell_missing(corpus: Corpus) -> None:

@@ -24,7 +24,12 @@ ENOUGH = 300
 
 def fit_first_tier(traces: Sequence[LabelledTrace]) -> bytes:
     """Return the first tier's ONNX model, trained on the steps of traces that have their text."""
-    steps = [(step, label) for trace in traces for step, label in zip(trace.steps, trace.labels, strict=True)]
+    steps = [
+        (step, label)
+        for trace in traces
+        for index, (step, label) in enumerate(zip(trace.steps, trace.labels, strict=True))
+        if index not in trace.unlabelled
+    ]
     rows = [(step_ids(step, FIRST_FEATURES), label == "cue") for step, label in steps]
     rows = [(ids, cue) for ids, cue in rows if ids]
     head = fit_head(

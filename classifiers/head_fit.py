@@ -62,7 +62,7 @@ class _Columns:
     def loss(self, heads: Heads, rows: Tensor) -> Tensor:
         logits = heads.step_logits(self.steps[rows], self.previous[rows], self.requests[rows])
         each = functional.cross_entropy(logits, self.labels[rows], reduction="none")
-        return (each * self.weights[rows]).sum() / self.weights[rows].sum()
+        return (each * self.weights[rows]).sum() / self.weights[rows].sum().clamp(min=1e-6)
 
 
 def fit_heads(

@@ -93,6 +93,8 @@ class LabelledTrace:
     steps: tuple[str, ...]
     labels: tuple[Label, ...]
     unsure: frozenset[int] = frozenset()
+    unlabelled: frozenset[int] = frozenset()
+    """Steps that nobody has labelled: they are what came before another step, and are not learned from."""
     outcome: str = "unknown"
     language: str = "en"
     category: str = ""

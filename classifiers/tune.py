@@ -156,13 +156,14 @@ def step_loss(logits: Tensor, windows: Sequence[Window], cue_weight: float = 1.0
     labels = [LABELS.index(label) for trace, start, stop in windows for label in trace.labels[start:stop]]
     weights = torch.tensor([w for trace, start, stop in windows for w in step_weights(trace, cue_weight)[start:stop]])
     each = functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def step_weights(trace: LabelledTrace, cue_weight: float = 1.0) -> list[float]:
-    """What each step of a trace weighs in the loss: doubtful ones less, cues `cue_weight`."""
+    """What each step of a trace weighs in the loss: unlabelled ones nothing, doubtful ones less, cues `cue_weight`."""
     return [
-        (UNSURE_WEIGHT if index in trace.unsure else 1.0) * (cue_weight if label == "cue" else 1.0)
+        (0.0 if index in trace.unlabelled else UNSURE_WEIGHT if index in trace.unsure else 1.0)
+        * (cue_weight if label == "cue" else 1.0)
         for index, label in enumerate(trace.labels)
     ]
 

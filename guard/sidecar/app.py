@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from guard.sidecar.admin import RELOAD, reload
 from guard.sidecar.chat import chat
@@ -25,8 +26,11 @@ _POLL = 0.5
 Hook = Callable[[], None]
 
 
-def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None) -> Starlette:
-    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped."""
+def create_app(
+    sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None, pages: ASGIApp | None = None
+) -> Starlette:
+    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped. `pages`:
+    the review pages; None: there are none."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -51,6 +55,7 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
             Route("/ready", ready),
             Route("/metrics", metrics),
             Route(RELOAD, reload, methods=["POST"]),
+            *([] if pages is None else [Mount("/guard", app=pages)]),
         ],
         middleware=[Middleware(KeyGate, sidecar=sidecar)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
+from starlette.types import ASGIApp
 
 from classifiers.detector import Detector
 from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
@@ -29,6 +30,9 @@ from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
+from guard.sidecar.pages.app import create_pages
+from guard.sidecar.pages.reviewers import Reviewers
+from guard.sidecar.pages.site import ROOT, Site
 from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
@@ -54,6 +58,8 @@ class ServeSettings:
     """URL of the database that the spool feeds; None: SQLite in the traces directory."""
     versions: Path | None = None
     """Registry whose version in force is loaded, and followed."""
+    reviewers: Path | None = None
+    """Who may open the review pages; None: there are no pages."""
     vllm_args: tuple[str, ...] = ()
     keys: Path | None = None
     """File of keys; None: whoever reaches the port may ask."""
@@ -69,6 +75,8 @@ class Prepared:
     sidecar: Sidecar
     model: ServedModel
     feeder: Feeder
+    pages: ASGIApp | None
+    """The review pages."""
 
 
 def prepare(settings: ServeSettings) -> Prepared:
@@ -120,7 +128,18 @@ def prepare(settings: ServeSettings) -> Prepared:
     sidecar.reloader = Reloader(sidecar, reader, token)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
-    return Prepared(engine, sidecar, model, feeder)
+    return Prepared(engine, sidecar, model, feeder, _pages(settings, sidecar, model))
+
+
+def _pages(settings: ServeSettings, sidecar: Sidecar, model: ServedModel) -> ASGIApp | None:
+    if settings.reviewers is None:
+        return None
+    reviewers = Reviewers(settings.reviewers)
+    reviewers.hashes()
+    registry = None if settings.versions is None else Registry(settings.versions)
+    return create_pages(
+        Site(sidecar, settings.store or beside(settings.traces.resolve()), model.tokenizer, registry), reviewers
+    )
 
 
 def serve(settings: ServeSettings, console: Console | None = None) -> None:
@@ -149,6 +168,9 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
             )  # fmt: skip
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
+        where = "off; `cli.py reviewers add NAME` and --reviewers FILE turn them on"
+        on = f"http://{settings.host}:{port}{ROOT}/"
+        console.print(f"Review pages: {where if parts.pages is None else on}", markup=False)
 
     def lost() -> None:
         status.stop()
@@ -157,7 +179,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         else:
             console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
 
-    app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
+    app = create_app(parts.sidecar, on_ready=ready, on_lost=lost, pages=parts.pages)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
     )

@@ -28,6 +28,10 @@ class Filter:
     tenant: str | None = None
     intervened: bool = False
     """Only those with an intervention."""
+    unscored: bool = False
+    """Only those with a step that was not scored."""
+    shadow: bool | None = None
+    """Only those that the guard forced nothing in, or only the others."""
 
     def clause(self) -> ColumnElement[bool]:
         """As a condition on `traces`; proofs of life never count."""
@@ -41,6 +45,10 @@ class Filter:
                 terms.append(traces.c[name] == value)
         if self.intervened:
             terms.append(traces.c.interventions > 0)
+        if self.unscored:
+            terms.append(traces.c.unscored > 0)
+        if self.shadow is not None:
+            terms.append(traces.c.shadow if self.shadow else ~traces.c.shadow)
         return and_(*terms)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_pages_go_on_after_a_hostile_id(store: Store, tmp_path: Path) -> None:
 def test_filters(store: Store, tmp_path: Path) -> None:
     items = [variant(name, number) for number, name in enumerate("abcd")]
     items[0].receipt.policy_hash, items[1].weights, items[2].tenant = "p1", "w1", "acme"
+    items[2].receipt.unscored = 1
     fill(store, tmp_path, [*items, variant("probe-1", 2)])
 
     def ids(**wanted: Any) -> str:
@@ -63,6 +65,7 @@ def test_filters(store: Store, tmp_path: Path) -> None:
     assert (ids(policy_hash="p1"), ids(weights="w1"), ids(tenant="acme"), ids(tenant="")) == ("a", "b", "c", "abd")
     assert ids(intervened=True) == "bd"
     assert ids(intervened=True, since=102) == "d"
+    assert ids(unscored=True) == "c"
     assert reading.find(store, "probe-1") == variant("probe-1", 2)
 
 
@@ -151,12 +154,46 @@ def test_reviews_are_kept_by_person_and_time(store: Store, tmp_path: Path) -> No
         reviews.add(store, "a", 2, "cue", "ann")
     with pytest.raises(UserError, match="has no trace c"):
         reviews.add(store, "c", None, "cue", "ann")
-    with pytest.raises(UserError, match=r"A review's label; got maybe; wanted cue, not_cue, missed"):
+    with pytest.raises(UserError, match=r"A review's label; got maybe; wanted cue, not_cue, missed, "):
         reviews.add(store, "a", 1, "maybe", "ann")  # type: ignore[arg-type]
     # A trace that is written again keeps what was said about it.
     write(tmp_path, [variant("a", 3)], "spool-20260109-1.jsonl")
     Ingester(store, tmp_path).run()
     assert reviews.of_traces(store, ["a"]) == [second, first]
+
+
+def test_said_twice_is_said_once_and_can_be_taken_back(store: Store, tmp_path: Path) -> None:
+    fill(store, tmp_path, [variant("a", 1), variant("b", 1)])
+    first = reviews.add(store, "a", 1, "cue", "ann", now=7.0)
+    assert reviews.add(store, "a", 1, "cue", "ann", now=8.0) == first
+    changed = reviews.add(store, "a", 1, "not_cue", "ann", now=9.0)
+    other = reviews.add(store, "a", 1, "missed", "bob", now=9.5)
+    kind = reviews.add(store, "b", None, "harmful", "ann", now=10.0)
+    assert reviews.of_traces(store, ["a", "b"]) == [first, changed, other, kind]
+    assert reviews.standing(store, ["a", "b"]) == [changed, other, kind]
+    assert reviews.reviewed_traces(store) == ["a"]
+    number, last = reviews.last_of(store, "ann") or (0, None)
+    assert last == kind
+    # Nobody takes back what another has said, and what is undone is undone once.
+    assert reviews.undo(store, "bob", number) is None
+    assert reviews.undo(store, "ann", number) == kind
+    assert reviews.undo(store, "ann", number) is None
+    assert [each.label for each in reviews.of_traces(store, ["b"])] == ["harmful", "undone"]
+    number, last = reviews.last_of(store, "ann") or (0, None)
+    assert last == changed
+    assert reviews.undo(store, "ann", number) == changed
+    assert reviews.standing(store, ["a", "b"]) == [other]
+    assert reviews.last_of(store, "ann") is None
+    # What was taken back can be said again.
+    again = reviews.add(store, "a", 1, "not_cue", "ann", now=12.0)
+    assert reviews.standing(store, ["a"]) == [other, again]
+
+
+def test_two_that_say_the_same_at_once_say_it_once(store: Store, tmp_path: Path) -> None:
+    fill(store, tmp_path, [variant("a", 1)])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: reviews.add(store, "a", 0, "cue", "ann"), range(8)))
+    assert len(reviews.of_traces(store, ["a"])) == 1
 
 
 def on_disk(directory: Path) -> bool:
