@@ -45,6 +45,10 @@ def serve(
     versions: Annotated[
         Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
     ] = None,
+    max_streams: Annotated[int, typer.Option(min=0, help="Requests under way at most; 0: any number.")] = 512,
+    request_seconds: Annotated[float, typer.Option(min=0, help="Longest time for one request; 0: any.")] = 1800,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
+    engine_restarts: Annotated[int, typer.Option(min=0, help="Starts of a dying engine, in a row.")] = 5,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -60,7 +64,8 @@ def serve(
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ())))
+    limits = (max_streams, request_seconds, drain_seconds, engine_restarts)
+    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), *limits))
 
 
 @app.command()

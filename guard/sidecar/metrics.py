@@ -46,6 +46,11 @@ class Metrics:
             "reasonguard_version_loads", "Changes of version by how they ended.", ["outcome"], registry=on
         )
         """Outcomes: loaded, refused (its files), failed (the engine, or its proof)."""
+        self.engine_restarts = Counter("reasonguard_engine_restarts", "Dead engines started again.", registry=on)
+        self.turned_away = Counter(
+            "reasonguard_turned_away", "Requests that a limit refused or cut.", ["limit"], registry=on
+        )
+        """Limits: streams, time, drain."""
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def count(self, attached: Attached, *, broken: bool) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -24,6 +25,8 @@ from guard.runtime import GuardRuntime
 from guard.sidecar.app import create_app
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
+from guard.sidecar.keeper import RESTARTS, Keeper
+from guard.sidecar.limits import DRAIN, SECONDS, STREAMS, Limits
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.parser import needs_special_text, reasoning_parser
@@ -51,6 +54,14 @@ class ServeSettings:
     versions: Path | None = None
     """Registry whose version in force is loaded, and followed."""
     vllm_args: tuple[str, ...] = ()
+    max_streams: int = STREAMS
+    """Requests under way at most; 0: any number."""
+    request_seconds: float = SECONDS
+    """That one request may take; 0: any time."""
+    drain_seconds: float = DRAIN
+    """That requests under way get after SIGTERM."""
+    engine_restarts: int = RESTARTS
+    """How many deaths of the engine in a row are answered with another start."""
 
 
 @dataclass
@@ -104,13 +115,17 @@ def prepare(settings: ServeSettings) -> Prepared:
         registry=None if settings.versions is None else Registry(settings.versions),
         weights=weights,
     )
+    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     return Prepared(engine, sidecar, model, feeder)
 
 
 def serve(settings: ServeSettings, console: Console | None = None) -> None:
-    """Serves until Ctrl-C or SIGTERM; then nothing of the engine is left. UserError when the engine does not start."""
+    """Serves until Ctrl-C or SIGTERM (which lets requests end first); then nothing of the engine is left.
+
+    UserError when the engine does not start, or has died too often."""
     console = console or Console(stderr=True)
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
@@ -133,21 +148,38 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
 
     def lost() -> None:
         status.stop()
-        if not parts.sidecar.probe.proven:
-            server.should_exit = True
-        else:
-            console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
+        server.lost = server.should_exit = True
 
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
-    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+    server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
     with status:
         server.run(sockets=[listener])
-    if not parts.engine.alive and not parts.sidecar.probe.proven:
-        raise UserError(
-            "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
-        )
+    if server.lost:
+        served = parts.sidecar.keeper is not None and parts.sidecar.keeper.served
+        what = "and is not started again" if served else "while it was starting"
+        raise UserError(f"The engine stopped {what}", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}")
+
+
+class _Server(uvicorn.Server):
+    """Drains on SIGTERM. Ctrl-C, or a second SIGTERM, stops at once: what is under way gets 5 seconds."""
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._limits, self._drain_seconds = limits, drain_seconds
+        self.lost = False
+        """Whether the engine has stopped for good."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Runs as the signal's handler."""
+        if sig == signal.SIGTERM and not self._limits.draining:
+            self._limits.drain(self._drain_seconds)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """True ends the server."""
+        return await super().on_tick(counter) or self._limits.drained
 
 
 @contextlib.contextmanager
