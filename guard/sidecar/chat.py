@@ -113,7 +113,7 @@ class Exchange:
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
         policy = self.sidecar.policy
         proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
-        self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        self.sidecar.metrics.count(proof)
         return proof
 
     async def _sent(self, sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:

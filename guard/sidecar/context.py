@@ -55,6 +55,7 @@ class Sidecar:
 
     def __post_init__(self) -> None:
         self.limits = Limits(self.metrics)
+        self.metrics.requests.in_force = lambda: self.policy
         self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
         self.metrics.ready.set_function(lambda: float(self.probe.proven and self.alive()))

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from guard.sidecar.app import create_app
 from guard.sidecar.serve import Prepared, ServeSettings, prepare
@@ -39,11 +40,14 @@ class Live:
     traces_when_ready: list[str] = field(default_factory=list)
 
     def metric(self, name: str, **labels: str) -> float:
-        """One value of /metrics."""
-        label = ",".join(f'{k}="{v}"' for k, v in labels.items())
-        wanted = f"{name}{{{label}}} " if labels else f"{name} "
-        page = self.http.get("/metrics").text
-        return next((float(line.split()[-1]) for line in page.splitlines() if line.startswith(wanted)), 0.0)
+        """The values of /metrics that have these labels, together."""
+        samples = [
+            sample
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(sample.value for sample in samples)
 
 
 @pytest.fixture(scope="module")
@@ -175,19 +179,22 @@ def test_what_the_client_spells_opens_and_closes_nothing(live: Live) -> None:
 
 def test_requests_at_once_and_metrics(live: Live) -> None:
     before = {
-        "guarded": live.metric("reasonguard_requests_total", outcome="guarded"),
+        "guarded": live.metric("reasonguard_requests_total", result="guarded"),
         "interventions": live.metric("reasonguard_interventions_total"),
-        "scored": live.metric("reasonguard_steps_total", kind="scored"),
-        "refused": live.metric("reasonguard_requests_total", outcome="refused"),
+        "clear": live.metric("reasonguard_steps_total", zone="reasoning", result="clear"),
+        "cue": live.metric("reasonguard_steps_total", zone="reasoning", result="cue"),
+        "refused": live.metric("reasonguard_requests_total", result="refused"),
     }
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
             pool.submit(live.http.post, "/v1/chat/completions", json=HARMFUL)
     assert live.http.post("/v1/chat/completions", json={**HARMFUL, "logit_bias": {"1": 1}}).status_code == 400
-    assert live.metric("reasonguard_requests_total", outcome="guarded") == before["guarded"] + 2
-    assert live.metric("reasonguard_interventions_total") == before["interventions"] + 2
-    assert live.metric("reasonguard_steps_total", kind="scored") == before["scored"] + 6
-    assert live.metric("reasonguard_requests_total", outcome="refused") == before["refused"] + 1
+    assert live.metric("reasonguard_requests_total", result="guarded") == before["guarded"] + 2
+    labels = {"policy": "default", "mode": "inject", "zone": "reasoning"}
+    assert live.metric("reasonguard_interventions_total", **labels, result="completed") == before["interventions"] + 2
+    assert live.metric("reasonguard_steps_total", **labels, result="clear") == before["clear"] + 4
+    assert live.metric("reasonguard_steps_total", **labels, result="cue") == before["cue"] + 2
+    assert live.metric("reasonguard_requests_total", result="refused") == before["refused"] + 1
     assert live.metric("reasonguard_requests_in_flight") == 0
     assert live.metric("reasonguard_ready") == 1
 
@@ -295,7 +302,7 @@ def test_a_client_that_leaves_is_counted_and_the_engine_goes_on(live: Live) -> N
     try:
         with pytest.raises(httpx.ReadTimeout):
             live.http.post("/v1/chat/completions", json=HARMFUL, timeout=1)
-        _until(lambda: live.metric("reasonguard_requests_total", outcome="disconnected") == 1)
+        _until(lambda: live.metric("reasonguard_requests_total", result="disconnected") == 1)
     finally:
         os.killpg(group, signal.SIGCONT)
     assert live.http.post("/v1/chat/completions", json=HARMFUL).json()["reasonguard"]["guarded"] is True

@@ -45,9 +45,9 @@ class Front:
         return [json.loads(each) for each in data[:-1]]
 
     def counted(self) -> dict[str, float]:
-        """Chat requests by outcome."""
+        """Chat requests by result."""
         family = next(f for f in self.sidecar.metrics.registry.collect() if f.name == "reasonguard_requests")
-        return {s.labels["outcome"]: s.value for s in family.samples if s.name.endswith("_total")}
+        return {s.labels["result"]: s.value for s in family.samples if s.name.endswith("_total")}
 
 
 Start = Callable[..., Front]
