@@ -121,6 +121,8 @@ async def _attend(sidecar: Sidecar, on_ready: Hook | None, on_lost: Hook | None)
             await asyncio.sleep(_POLL)
         while sidecar.alive() and sidecar.exchanging is not None:
             await asyncio.sleep(_POLL)
+        if sidecar.keeper is not None:
+            sidecar.keeper.served |= sidecar.probe.proven
         if on_ready is not None and sidecar.probe.proven:
             on_ready()
         while sidecar.alive():

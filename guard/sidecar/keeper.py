@@ -42,8 +42,12 @@ class Keeper:
         self._started = time.monotonic()
         self.served = False
         """Whether an engine of it was ever proven."""
-        self.trying = False
-        """Whether a dead engine will be started again."""
+        self._given_up = most == 0
+
+    @property
+    def trying(self) -> bool:
+        """Whether an engine that dies, or has just died, is started again."""
+        return (self.served or self._probe.proven) and not self._given_up
 
     async def start_again(self) -> bool:
         """Call when the engine has died. True once another was started; False when none will be: it was never proven
@@ -51,7 +55,6 @@ class Keeper:
         self.served |= self._probe.proven
         if time.monotonic() - self._started > FORGIVEN:
             self._deaths = 0
-        self.trying = self.served
         while self.trying and self._deaths < self._most:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._deaths)
             self._deaths += 1
@@ -64,7 +67,7 @@ class Keeper:
             await asyncio.sleep(pause)
             if await self._start():
                 return True
-        self.trying = False
+        self._given_up = True
         return False
 
     async def _start(self) -> bool:
