@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,8 @@ def serve(
     request_seconds: Annotated[float, typer.Option(min=0, help="Longest time for one request; 0: any.")] = 1800,
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
     engine_restarts: Annotated[int, typer.Option(min=0, help="Starts of a dying engine, in a row.")] = 5,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of what goes to standard error.")] = "text",
+    otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry spans over OTLP (extra `otel`).")] = False,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -64,8 +66,8 @@ def serve(
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    limits = (max_streams, request_seconds, drain_seconds, engine_restarts)
-    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), *limits))
+    more = (max_streams, request_seconds, drain_seconds, engine_restarts, log_format, otel)
+    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), *more))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.limits import Limited
 from guard.sidecar.metrics import CONTENT_TYPE
+from guard.sidecar.observe import Observed
 
 _POLL = 0.5
 Hook = Callable[[], None]
@@ -49,7 +50,7 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
             Route("/metrics", metrics),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
-        middleware=[Middleware(Limited, sidecar=sidecar)],
+        middleware=[Middleware(Observed), Middleware(Limited, sidecar=sidecar)],
         lifespan=lifespan,
     )
     app.state.sidecar = sidecar

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.sidecar.errors import ApiError
 from guard.sidecar.metrics import Metrics
+from guard.sidecar.observe import note
 from guard.sidecar.proof import ID_HEADER, Attached
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Limits:
 
     def _turned_away(self, limit: str, status: int, code: str, sentence: str) -> ApiError:
         self._metrics.turned_away.labels(limit).inc()
+        note(result="turned_away")
         return ApiError(status, code, sentence)
 
 

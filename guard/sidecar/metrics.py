@@ -8,6 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from guard.policy import Policy
+from guard.sidecar.observe import note, note_receipt
 from guard.sidecar.proof import Proof
 from guard.traces import StepRecord, Trace
 
@@ -28,7 +29,9 @@ class Requests:
 
         `whose`: the name and mode of the policy that it ran under."""
         policy = self.in_force()
-        return self._counter.labels(*(whose or (policy.name, policy.mode)), result)
+        name, mode = whose or (policy.name, policy.mode)
+        note(result=result, policy=name, mode=mode)
+        return self._counter.labels(name, mode, result)
 
 
 class Metrics:
@@ -82,6 +85,7 @@ class Metrics:
     def count(self, proof: Proof) -> None:
         """Counts one finished response."""
         attached, whose = proof.attached, (proof.attached.policy, proof.attached.mode)
+        note_receipt(attached)
         idle = "shadow" if attached.shadow else "unwatched"
         self.requests.labels("unproven" if proof.broken else "guarded" if attached.guarded else idle, *whose).inc()
         self.unanswered.labels(*whose).inc(attached.unanswered)

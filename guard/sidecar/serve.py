@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import signal
 import socket
@@ -22,6 +23,7 @@ from guard.engine.session import EngineSettings
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
+from guard.sidecar import logs, tracing
 from guard.sidecar.app import create_app
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
@@ -35,6 +37,8 @@ from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
 from guard.traces import Spool
 from guard.weights import Registry, known_weights, weights_hash
+
+log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 5
 
@@ -62,6 +66,9 @@ class ServeSettings:
     """That requests under way get after SIGTERM."""
     engine_restarts: int = RESTARTS
     """How many deaths of the engine in a row are answered with another start."""
+    log_format: logs.Format = "text"
+    otel: bool = False
+    """Send spans; the environment's `OTEL_EXPORTER_OTLP_ENDPOINT` asks for it too."""
 
 
 @dataclass
@@ -126,13 +133,18 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM (which lets requests end first); then nothing of the engine is left.
 
     UserError when the engine does not start, or has died too often."""
-    console = console or Console(stderr=True)
+    logs.set_up(settings.log_format)
+    # As JSON, nothing but JSON goes to standard error.
+    console = console or Console(stderr=True, quiet=settings.log_format == "json")
+    if settings.otel or tracing.wanted():
+        tracing.set_up()
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
             parts = prepare(settings)
         with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
+    log.info("stopped", extra={"event": "stopped"})
 
 
 def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
@@ -143,6 +155,8 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         policy, port = parts.sidecar.policy, listener.getsockname()[1]
         console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
+        about = {"policy": policy.name, "policy_hash": policy.hash, "mode": policy.mode, "model": parts.model.name}
+        log.info("ready", extra={"event": "ready", "url": f"http://{settings.host}:{port}/v1", **about})
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
 
@@ -151,7 +165,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         server.lost = server.should_exit = True
 
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
     server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
     with status:
         server.run(sockets=[listener])
