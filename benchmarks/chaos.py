@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.chaos_load import Findings, Plan, Reply, plans, run
-from benchmarks.chaos_serve import ROOT, Lost, Serve, filled, small_disk
+from benchmarks.chaos_serve import ENGINE, ROOT, SCRIPT, Lost, Serve, filled, small_disk
 from guard.store.ingest import Ingester
 from guard.store.reading import find
 from guard.store.store import Store
@@ -55,6 +55,8 @@ class Rig:
     options: tuple[str, ...]
     seed: int
     progress: Progress
+    script: tuple[str, ...] = SCRIPT
+    engine: str = ENGINE
     found: Findings = field(default_factory=Findings)
     requests: int = 0
     kills: int = 0
@@ -69,7 +71,8 @@ class Rig:
         """A server with a traces directory and a log of its own."""
         directory = traces or self.scratch / name / "traces"
         (self.scratch / name).mkdir(parents=True, exist_ok=True)
-        return Serve(self.model, directory, self.scratch / name / "serve.log", self.options)
+        log = self.scratch / name / "serve.log"
+        return Serve(self.model, directory, log, self.options, self.script, self.engine)
 
     def send(
         self, url: str, todo: list[Plan], seen: Callable[[int], None] = lambda _: None, *, patience: int = 0

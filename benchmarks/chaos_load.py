@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections import Counter
@@ -56,12 +57,13 @@ class Reply:
 def plans(count: int, seed: int, *, malformed: float = 0.1, leaving: float = 0.25) -> list[Plan]:
     """The requests of one phase: `malformed` and `leaving` are shares."""
     draw = random.Random(seed)
-    made = []
-    for number in range(count):
+    made: list[Plan] = []
+    spoilt = itertools.cycle(MALFORMED)
+    for _ in range(count):
         chance = draw.random()
         stream = draw.random() < 0.5
         if chance < malformed:
-            made.append(Plan("malformed", MALFORMED[number % len(MALFORMED)], stream=False))
+            made.append(Plan("malformed", next(spoilt), stream=False))
             continue
         body = {
             "messages": [{"role": "user", "content": draw.choice((HARMFUL, BENIGN))}], "stream": stream,

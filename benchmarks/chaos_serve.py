@@ -20,6 +20,7 @@ from guard.engine.launch import free_port
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 600.0
 SETTLE_SECONDS = 60.0
+SCRIPT = (str(ROOT / "cli.py"),)
 ENGINE = "vllm.entrypoints.openai.api_server"
 WAITING = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 OWN = ("reasonguard_requests_in_flight",)
@@ -30,12 +31,16 @@ class Lost(Exception):
 
 
 class Serve:
-    """`serve` on one port and one traces directory, started as often as it is killed."""
+    """`serve` on one port and one traces directory, started as often as it is killed. `script` and `engine`: what is
+    run in `cli.py`'s place, and what its engine's command line has in it."""
 
-    def __init__(self, model: str, traces: Path, log: Path, options: tuple[str, ...]) -> None:
-        self.traces, self._log, self._port = traces, log, free_port()
+    def __init__(
+        self, model: str, traces: Path, log: Path, options: tuple[str, ...], script: tuple[str, ...] = SCRIPT,
+        engine: str = ENGINE,
+    ) -> None:  # fmt: skip
+        self.traces, self._log, self._port, self._engine = traces, log, free_port(), engine
         self.url = f"http://127.0.0.1:{self._port}"
-        command = [sys.executable, str(ROOT / "cli.py"), "serve", "--model", model, "--traces", str(traces)]
+        command = [sys.executable, *script, "serve", "--model", model, "--traces", str(traces)]
         self._command = [*command, "--port", str(self._port), *options]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +69,7 @@ class Serve:
         """The engine's server, which is its group's first process."""
         assert self._process is not None
         for child in psutil.Process(self._process.pid).children(recursive=True):
-            if ENGINE in child.cmdline():
+            if self._engine in child.cmdline():
                 return child
         raise Lost("serve has no engine")
 
