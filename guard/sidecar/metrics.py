@@ -88,7 +88,8 @@ class Metrics:
         note_receipt(attached)
         idle = "shadow" if attached.shadow else "unwatched"
         self.requests.labels("unproven" if proof.broken else "guarded" if attached.guarded else idle, *whose).inc()
-        self.unanswered.labels(*whose).inc(attached.unanswered)
+        # A trace that contradicts itself must not turn its response into an error.
+        self.unanswered.labels(*whose).inc(max(0, attached.unanswered))
         self.injected.labels(*whose).inc(attached.injected_tokens)
         if proof.trace is not None:
             for labels, times in _steps(proof.trace).items():

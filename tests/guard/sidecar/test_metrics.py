@@ -52,6 +52,14 @@ def test_steps_and_interventions_are_told_apart_by_zone_and_result() -> None:
     assert counted(metrics, "injected_tokens") == {("strict", "inject"): 5}
 
 
+def test_a_trace_that_contradicts_itself_is_counted_all_the_same() -> None:
+    done = Intervention(step=0, at=0, trigger_id="danger", score=0.9, forced=1, completed=True)
+    metrics = Metrics()
+    metrics.count(prove("g1", traced([step("reasoning", 0.1)], interventions=[done]), Delivered(3), POLICY))
+    assert counted(metrics, "requests") == {("strict", "inject", "guarded"): 1}
+    assert counted(metrics, "unanswered_cues") == {}
+
+
 def test_a_replaced_cue_counts_though_it_is_no_step_any_more() -> None:
     done = Intervention(step=1, at=1, trigger_id="danger", mode="substitute", cue_ids=[5], score=0.9, completed=True)
     steps = [step("reasoning", 0.1), step("reasoning", None, injected=True)]

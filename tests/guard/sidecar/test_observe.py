@@ -52,6 +52,8 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 
 def only(spans: InMemorySpanExporter) -> ReadableSpan:
+    """A span ends after its response's last byte has been read here."""
+    test_sidecar._until(lambda: bool(spans.get_finished_spans()))
     (span,) = spans.get_finished_spans()
     return span
 
@@ -93,6 +95,7 @@ def test_a_path_that_is_no_route_is_not_repeated(
 ) -> None:
     front = start()
     assert front.http.post(f"/v1/{SECRET}", json=ASK).status_code == 404
+    test_sidecar._until(lambda: bool(lines))
     assert (only(spans).name, lines[0]["route"], lines[0]["status"]) == ("POST other", "other", 404)
     assert SECRET not in only(spans).to_json()
     assert SECRET not in json.dumps(lines)
@@ -105,6 +108,7 @@ def test_a_log_line_names_the_end_and_the_policy(start: Start, lines: list[dict[
     front.sidecar.limits = Limits(Metrics(), streams=1)
     with front.sidecar.limits.one_more():
         front.http.post("/v1/chat/completions", json=ASK)
+    test_sidecar._until(lambda: len(lines) == 3)
     assert SECRET not in json.dumps(lines)
     policy = {"policy": "default", "mode": "inject"}
     base = {"level": "info", "logger": "guard.sidecar.observe", "message": "request", "event": "request"}
