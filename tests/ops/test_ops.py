@@ -147,6 +147,7 @@ def test_the_image_runs_serve_as_nobody_special() -> None:
     assert found["USER"] == ["reasonguard"]
     assert found["EXPOSE"] == [str(DEFAULTS.port)]
     assert f"127.0.0.1:{DEFAULTS.port}/health" in found["HEALTHCHECK"][0]
+    assert json.loads(found["ENTRYPOINT"][0]) == ["tini", "--", "python", "/app/cli.py"]
     command = json.loads(found["CMD"][0])
     assert command[0] == "serve"
     assert set(given(command[1:])) <= options("serve")
