@@ -8,6 +8,7 @@ python -m tests.guard.sidecar.scripted_process --port PORT SPOOL POLICY TRIGGER_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -88,10 +89,8 @@ class Process:
             )  # fmt: skip
             trace = trace_of(asked["guard_id"], self.policy, interventions=[done], injected_tokens=forced)
             trace = trace.model_copy(update={"output_ids": [9, *self.ids, 9]})
-        try:
+        with contextlib.suppress(OSError):
             Spool(self.spool).append(trace)
-        except OSError as error:
-            sys.stderr.write(f"trace was not written: {error}\n")
         return {"prompt_tokens": 1, "completion_tokens": trace.output_tokens, "total_tokens": 1 + trace.output_tokens}
 
 
