@@ -29,7 +29,7 @@ def command(model: str, settings: EngineSettings, **_: Any) -> EngineCommand:
     )
     trigger, port = runtime.triggers[0], free_port()
     argv = (sys.executable, "-m", ENGINE, "--port", str(port), str(settings.spool), str(settings.policy or "-"))
-    argv += (trigger.id, json.dumps(list(trigger.spaced)))
+    argv += (runtime.detector.version, trigger.id, json.dumps(list(trigger.spaced)))
     env = {**os.environ, "VLLM_API_KEY": "key", "PYTHONPATH": str(ROOT)}
     return EngineCommand(argv, env, f"http://127.0.0.1:{port}", "key")
 

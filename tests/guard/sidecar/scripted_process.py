@@ -1,8 +1,9 @@
 """A scripted engine as a process of its own, which can be killed: it passes the probe and says three words otherwise.
 
-python -m tests.guard.sidecar.scripted_process --port PORT SPOOL POLICY TRIGGER_ID TOKEN_IDS_AS_JSON
+python -m tests.guard.sidecar.scripted_process --port PORT SPOOL POLICY DETECTOR TRIGGER_ID IDS_AS_JSON
 
-`POLICY`: a policy file, or `-`. Unlike `ScriptedEngine` it answers many requests at once, and counts them as vLLM does.
+`POLICY`: a policy file, or `-`; `DETECTOR`: the version that its probes name. Unlike `ScriptedEngine` it
+answers many requests at once, and counts them as vLLM does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from guard.engine.session import PROBE_POLICY
 from guard.policy import Policy, load_policy
 from guard.traces import Intervention, Spool
 from tests.guard.sidecar.scripted import WORDS, trace_of
@@ -35,6 +37,7 @@ class Process:
 
     spool: Path
     policy: Policy
+    detector: str
     trigger: str
     ids: list[int]
     running: int = 0
@@ -87,7 +90,10 @@ class Process:
             done = Intervention(
                 step=0, at=1, trigger_id=self.trigger, score=1.0, forced=forced, completed=True
             )  # fmt: skip
-            trace = trace_of(asked["guard_id"], self.policy, interventions=[done], injected_tokens=forced)
+            probed = self.policy.model_copy(update=PROBE_POLICY)
+            trace = trace_of(
+                asked["guard_id"], probed, detector=self.detector, interventions=[done], injected_tokens=forced
+            )
             trace = trace.model_copy(update={"output_ids": [9, *self.ids, 9]})
         with contextlib.suppress(OSError):
             Spool(self.spool).append(trace)
@@ -99,6 +105,8 @@ def _event(**fields: Any) -> str:
 
 
 if __name__ == "__main__":
-    _, _, port, spool, policy, trigger, ids = sys.argv
+    _, _, port, spool, policy, detector, trigger, ids = sys.argv
     chosen = load_policy(None if policy == "-" else Path(policy))
-    uvicorn.run(Process(Path(spool), chosen, trigger, json.loads(ids)).app(), port=int(port), log_level="warning")
+    uvicorn.run(
+        Process(Path(spool), chosen, detector, trigger, json.loads(ids)).app(), port=int(port), log_level="warning"
+    )

@@ -67,7 +67,7 @@ class Kept:
 def kept(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> Iterator[Kept]:
     trigger, port = runtime.triggers[0], free_port()
     argv = (sys.executable, "-m", "tests.guard.sidecar.scripted_process", "--port", str(port), str(tmp_path), "-")
-    argv += (trigger.id, json.dumps(list(trigger.spaced)))
+    argv += (runtime.detector.version, trigger.id, json.dumps(list(trigger.spaced)))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     engine = Engine(EngineCommand(argv, env, f"http://127.0.0.1:{port}", "key"), tmp_path / "engine.log")
     sidecar = build_sidecar(
