@@ -178,11 +178,12 @@ def test_what_the_client_spells_opens_and_closes_nothing(live: Live) -> None:
 
 
 def test_requests_at_once_and_metrics(live: Live) -> None:
+    labels = {"policy": "default", "mode": "inject", "zone": "reasoning"}
     before = {
         "guarded": live.metric("reasonguard_requests_total", result="guarded"),
-        "interventions": live.metric("reasonguard_interventions_total"),
-        "clear": live.metric("reasonguard_steps_total", zone="reasoning", result="clear"),
-        "cue": live.metric("reasonguard_steps_total", zone="reasoning", result="cue"),
+        "interventions": live.metric("reasonguard_interventions_total", **labels, result="completed"),
+        "clear": live.metric("reasonguard_steps_total", **labels, result="clear"),
+        "cue": live.metric("reasonguard_steps_total", **labels, result="cue"),
         "refused": live.metric("reasonguard_requests_total", result="refused"),
     }
     with ThreadPoolExecutor(2) as pool:
@@ -190,7 +191,6 @@ def test_requests_at_once_and_metrics(live: Live) -> None:
             pool.submit(live.http.post, "/v1/chat/completions", json=HARMFUL)
     assert live.http.post("/v1/chat/completions", json={**HARMFUL, "logit_bias": {"1": 1}}).status_code == 400
     assert live.metric("reasonguard_requests_total", result="guarded") == before["guarded"] + 2
-    labels = {"policy": "default", "mode": "inject", "zone": "reasoning"}
     assert live.metric("reasonguard_interventions_total", **labels, result="completed") == before["interventions"] + 2
     assert live.metric("reasonguard_steps_total", **labels, result="clear") == before["clear"] + 4
     assert live.metric("reasonguard_steps_total", **labels, result="cue") == before["cue"] + 2
@@ -309,7 +309,8 @@ def test_a_client_that_leaves_is_counted_and_the_engine_goes_on(live: Live) -> N
 
 
 def test_z_a_dead_engine_is_told_by_health_ready_and_chat(live: Live) -> None:
-    """Last in the file: it ends the module's engine."""
+    """Last in the file: it ends the module's engine, which nobody starts again."""
+    live.parts.sidecar.keeper = None
     group = live.parts.engine.pid
     assert group is not None
     os.killpg(group, signal.SIGKILL)
