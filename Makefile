@@ -1,10 +1,10 @@
-# Targets are the contract: venv, demo, test, lint, bench, align-report. Each makes what it needs by itself.
+# Targets are the contract: venv, demo, test, lint, bench, chaos, align-report. Each makes what it needs by itself.
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint bench align-report
+.PHONY: venv demo test lint bench chaos align-report
 
 venv: $(READY)
 
@@ -34,6 +34,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.guard --out runs/bench/guard.json
 	$(BIN)/python -m benchmarks.store --out runs/bench/store.json
 	$(BIN)/python -m benchmarks.align --out runs/bench/align.json
+
+# Breaks a real server for about an hour; fails when anything happened that must never happen.
+chaos: $(READY)
+	$(BIN)/python -m benchmarks.chaos --out runs/chaos/report.json
 
 # The aligner over three seeds with all baselines, on the demo model. Takes hours; interrupted, it goes on where it was.
 align-report: $(READY) runs/bench/align.json

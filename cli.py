@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,6 +62,12 @@ def serve(
             metavar="FILE", help="Turn on the review pages at /guard/ for those whom `reviewers add` wrote here."
         ),
     ] = None,
+    max_streams: Annotated[int, typer.Option(min=0, help="Requests under way at most; 0: any number.")] = 512,
+    request_seconds: Annotated[float, typer.Option(min=0, help="Longest time for one request; 0: any.")] = 1800,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
+    engine_restarts: Annotated[int, typer.Option(min=0, help="Starts of a dying engine, in a row.")] = 5,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of what goes to standard error.")] = "text",
+    otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry spans over OTLP (extra `otel`).")] = False,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -84,7 +90,9 @@ def serve(
     run(
         ServeSettings(
             model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
-            admin_token_file=admin_token_file, reviewers=reviewers,
+            admin_token_file=admin_token_file, reviewers=reviewers, max_streams=max_streams,
+            request_seconds=request_seconds, drain_seconds=drain_seconds, engine_restarts=engine_restarts,
+            log_format=log_format, otel=otel,
         )
     )  # fmt: skip
 

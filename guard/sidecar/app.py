@@ -20,7 +20,9 @@ from guard.sidecar.chat import chat
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.gate import KeyGate
+from guard.sidecar.limits import Limited
 from guard.sidecar.metrics import CONTENT_TYPE
+from guard.sidecar.observe import Observed
 
 _POLL = 0.5
 Hook = Callable[[], None]
@@ -29,8 +31,10 @@ Hook = Callable[[], None]
 def create_app(
     sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook | None = None, pages: ASGIApp | None = None
 ) -> Starlette:
-    """The application. `on_ready` is called once the guard was proven, `on_lost` once the engine has stopped. `pages`:
-    the review pages; None: there are none."""
+    """The application. `on_ready` is called when the guard was proven, `on_lost` when a dead engine stays dead.
+
+    `pages`: the review pages; None: there are none.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -57,8 +61,8 @@ def create_app(
             Route(RELOAD, reload, methods=["POST"]),
             *([] if pages is None else [Mount("/guard", app=pages)]),
         ],
-        middleware=[Middleware(KeyGate, sidecar=sidecar)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
+        middleware=[Middleware(Observed), Middleware(KeyGate, sidecar=sidecar), Middleware(Limited, sidecar=sidecar)],
         lifespan=lifespan,
     )
     app.state.sidecar = sidecar
@@ -78,20 +82,20 @@ async def models(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """200 while the engine's process lives and holds whole weights."""
+    """200 while the engine's process lives and holds whole weights, or is being started again."""
     sidecar = _sidecar(request)
     if sidecar.versions is not None and sidecar.versions.broken is not None:
         return JSONResponse({"status": sidecar.versions.broken}, status_code=503)
     if not sidecar.alive():
-        return JSONResponse({"status": "the engine has stopped"}, status_code=503)
+        trying = sidecar.keeper is not None and sidecar.keeper.trying
+        return JSONResponse({"status": "the engine has stopped"}, status_code=200 if trying else 503)
     return JSONResponse({"status": "ok" if sidecar.probe.proven else "starting"})
 
 
 async def ready(request: Request) -> Response:
     """200 when a real forced injection was seen within the last minute, else 503 with the reason."""
     sidecar = _sidecar(request)
-    reason = "the engine has stopped" if not sidecar.alive() else sidecar.versions and sidecar.versions.broken
-    reason = reason or await sidecar.probe.ready() or sidecar.exchanging
+    reason = _down(sidecar) or await sidecar.probe.ready() or sidecar.exchanging
     if reason is not None:
         return JSONResponse({"ready": False, "reason": reason}, status_code=503)
     runtime = sidecar.runtime
@@ -101,6 +105,14 @@ async def ready(request: Request) -> Response:
     if sidecar.versions is not None:
         about |= {"version": sidecar.versions.serving.version, "version_problem": sidecar.versions.problem}
     return JSONResponse({"ready": True, **about})
+
+
+def _down(sidecar: Sidecar) -> str | None:
+    if sidecar.limits.draining:
+        return "this server is stopping"
+    if not sidecar.alive():
+        return "the engine has stopped"
+    return None if sidecar.versions is None else sidecar.versions.broken
 
 
 async def metrics(request: Request) -> Response:
@@ -114,17 +126,22 @@ def _sidecar(request: Request) -> Sidecar:
 
 
 async def _attend(sidecar: Sidecar, on_ready: Hook | None, on_lost: Hook | None) -> None:
-    """Proves the guard as soon as the engine is up, and watches the engine."""
-    while sidecar.alive() and not sidecar.probe.proven:
-        if await sidecar.upstream.healthy():
-            await sidecar.probe.ready()
-        await asyncio.sleep(_POLL)
-    while sidecar.alive() and sidecar.exchanging is not None:
-        await asyncio.sleep(_POLL)
-    if on_ready is not None and sidecar.probe.proven:
-        on_ready()
-    while sidecar.alive():
-        await asyncio.sleep(_POLL)
+    """Proves the guard as soon as the engine is up, watches the engine, and has it started again."""
+    while True:
+        while sidecar.alive() and not sidecar.probe.proven:
+            if await sidecar.upstream.healthy():
+                await sidecar.probe.ready()
+            await asyncio.sleep(_POLL)
+        while sidecar.alive() and sidecar.exchanging is not None:
+            await asyncio.sleep(_POLL)
+        if sidecar.keeper is not None:
+            sidecar.keeper.served |= sidecar.probe.proven
+        if on_ready is not None and sidecar.probe.proven:
+            on_ready()
+        while sidecar.alive():
+            await asyncio.sleep(_POLL)
+        if sidecar.keeper is None or not await sidecar.keeper.start_again():
+            break
     if on_lost is not None:
         on_lost()
 

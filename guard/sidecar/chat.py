@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -41,6 +41,9 @@ async def chat(request: Request) -> Response:
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
+    except ClientDisconnect:
+        sidecar.metrics.requests.labels("disconnected").inc()
+        return Response(status_code=499)
     exchange = _exchange(sidecar, admitted, tenant)
     try:
         return await _until_gone(request, _answer(exchange, stream=admitted.stream))
@@ -117,7 +120,7 @@ class Exchange:
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
         policy = self.tenant.policy
         proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
-        self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+        self.sidecar.metrics.count(proof)
         return proof
 
     async def _sent(self, sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:

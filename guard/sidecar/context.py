@@ -11,6 +11,8 @@ from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.errors import ApiError
 from guard.sidecar.firewall import MAX_BODY, Firewall
+from guard.sidecar.keeper import Keeper
+from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.probe import Probe
@@ -57,6 +59,9 @@ class Sidecar:
     keep_special: bool = False
     """Ask the engine for special tokens in its text: where `</think>` is one, its reasoning parser needs to see it."""
     metrics: Metrics = field(default_factory=Metrics)
+    limits: Limits = field(init=False)
+    keeper: Keeper | None = None
+    """Starts a dead engine again; None: it stays dead."""
     max_body: int = MAX_BODY
     receipt_wait: float = WAIT_SECONDS
     holding: WeakSet[object] = field(default_factory=WeakSet)
@@ -64,6 +69,8 @@ class Sidecar:
 
     def __post_init__(self) -> None:
         self.follower.charge = self.meter.charge
+        self.limits = Limits(self.metrics)
+        self.metrics.requests.in_force = lambda: self.policy
         self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
         self.metrics.ready.set_function(lambda: float(self.probe.proven and self.alive()))

@@ -120,7 +120,7 @@ class HeldExchange:
             self._proof = proof = await self._write()
         self.sidecar.holding.discard(self)
         if self._output.finish is not None:
-            self.sidecar.metrics.count(proof.attached, broken=proof.broken)
+            self.sidecar.metrics.count(proof)
         elif lost is not None:
             self.sidecar.metrics.requests.labels(lost).inc()
         return proof

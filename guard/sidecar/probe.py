@@ -65,6 +65,12 @@ class Probe:
         ApiError when the engine cannot be reached."""
         return await self._probe(tenant)
 
+    async def lose(self, reason: str) -> None:
+        """What was proven counts no more: the engine has gone."""
+        async with self._lock:
+            self.proven, self.reason = False, reason
+            self._proved = self._tried = float("-inf")
+
     async def _run(self) -> None:
         try:
             self.reason = await self._probe(self.tenant)

@@ -78,6 +78,8 @@ class Proof:
     attached: Attached
     broken: bool
     """Not proven to be guarded. What the policy itself leaves unguarded (shadow mode, another zone) is no break."""
+    trace: Trace | None = None
+    """What it was judged by."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def prove(
         shadow=receipt.shadow,
         **(followed.fields(trace) if followed is not None else {}),
     )
-    return Proof(attached, broken=problem is not None)
+    return Proof(attached, broken=problem is not None, trace=trace)
 
 
 def _left_alone(receipt: Receipt) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -24,10 +26,13 @@ from guard.engine.session import EngineSettings
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
+from guard.sidecar import logs, tracing
 from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.app import create_app
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
+from guard.sidecar.keeper import RESTARTS, Keeper
+from guard.sidecar.limits import DRAIN, SECONDS, STREAMS, Limits
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.pages.app import create_pages
@@ -40,6 +45,8 @@ from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
 from guard.traces import Spool
 from guard.weights import Registry, known_weights, weights_hash
+
+log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 5
 
@@ -65,6 +72,17 @@ class ServeSettings:
     """File of keys; None: whoever reaches the port may ask."""
     admin_token_file: Path | None = None
     """Opens `POST /guard/admin/reload`; the environment can as well."""
+    max_streams: int = STREAMS
+    """Requests under way at most; 0: any number."""
+    request_seconds: float = SECONDS
+    """That one request may take; 0: any time."""
+    drain_seconds: float = DRAIN
+    """That requests under way get after SIGTERM."""
+    engine_restarts: int = RESTARTS
+    """How many deaths of the engine in a row are answered with another start."""
+    log_format: logs.Format = "text"
+    otel: bool = False
+    """Send spans; the environment's `OTEL_EXPORTER_OTLP_ENDPOINT` asks for it too."""
 
 
 @dataclass
@@ -126,6 +144,8 @@ def prepare(settings: ServeSettings) -> Prepared:
     )
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
+    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     return Prepared(engine, sidecar, model, feeder, _pages(settings, sidecar, model))
@@ -143,14 +163,21 @@ def _pages(settings: ServeSettings, sidecar: Sidecar, model: ServedModel) -> ASG
 
 
 def serve(settings: ServeSettings, console: Console | None = None) -> None:
-    """Serves until Ctrl-C or SIGTERM; then nothing of the engine is left. UserError when the engine does not start."""
-    console = console or Console(stderr=True)
+    """Serves until Ctrl-C or SIGTERM (which lets requests end first); then nothing of the engine is left.
+
+    UserError when the engine does not start, or has died too often."""
+    logs.set_up(settings.log_format)
+    # As JSON, nothing but JSON goes to standard error.
+    console = console or Console(stderr=True, quiet=settings.log_format == "json")
+    if settings.otel or tracing.wanted():
+        tracing.set_up()
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
             parts = prepare(settings)
         with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
+    log.info("stopped", extra={"event": "stopped"})
 
 
 def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
@@ -166,6 +193,8 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
                 f"Warning: whoever reaches {settings.host}:{port} may ask: give --keys FILE, or put a gateway in front",
                 markup=False, style="bold red",
             )  # fmt: skip
+        about = {"policy": policy.name, "policy_hash": policy.hash, "mode": policy.mode, "model": parts.model.name}
+        log.info("ready", extra={"event": "ready", "url": f"http://{settings.host}:{port}/v1", **about})
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
         where = "off; `cli.py reviewers add NAME` and --reviewers FILE turn them on"
@@ -174,21 +203,38 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
 
     def lost() -> None:
         status.stop()
-        if not parts.sidecar.probe.proven:
-            server.should_exit = True
-        else:
-            console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
+        server.lost = server.should_exit = True
 
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost, pages=parts.pages)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
-    )
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+    server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
     with status, _reload_by_signal(parts.sidecar.reloader):
         server.run(sockets=[listener])
-    if not parts.engine.alive and not parts.sidecar.probe.proven:
-        raise UserError(
-            "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
-        )
+    if server.lost:
+        served = parts.sidecar.keeper is not None and parts.sidecar.keeper.served
+        what = "and is not started again" if served else "while it was starting"
+        raise UserError(f"The engine stopped {what}", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}")
+
+
+class _Server(uvicorn.Server):
+    """Drains on SIGTERM. Ctrl-C, or a second SIGTERM, stops at once: what is under way gets 5 seconds."""
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._limits, self._drain_seconds = limits, drain_seconds
+        self.lost = False
+        """Whether the engine has stopped for good."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Runs as the signal's handler."""
+        if sig == signal.SIGTERM and not self._limits.draining:
+            self._limits.drain(self._drain_seconds)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """True ends the server."""
+        return await super().on_tick(counter) or self._limits.drained
 
 
 @contextlib.contextmanager

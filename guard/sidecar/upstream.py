@@ -12,6 +12,7 @@ import httpx
 from guard.sidecar.errors import ApiError
 from guard.sidecar.reload import PATH as WEIGHTS
 from guard.sidecar.substitute import Piece
+from guard.sidecar.tracing import pass_on
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _CONNECT_SECONDS = 5.0
@@ -28,6 +29,7 @@ class Upstream:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             # A proxy from the environment must not see the key, and cannot reach the loopback interface.
             trust_env=False,
+            event_hooks={"request": [pass_on]},
         )
 
     async def open(self, body: dict[str, Any], path: str = CHAT) -> httpx.Response:

@@ -46,6 +46,7 @@ class Versions:
         self._registry, self._base, self._upstream, self._probe = registry, base, upstream, probe
         self._held, self._metrics = held, metrics
         self._tried: tuple[int, int] | None = None
+        self._switching = asyncio.Lock()
         self.serving = base
         self.known = {base.weights: base.version}
         """Version by weights hash, of everything that was loaded so far."""
@@ -70,6 +71,14 @@ class Versions:
                     self.problem, self.settled = f"following failed: {type(error).__name__}: {error}", True
             await asyncio.sleep(_POLL)
 
+    async def start_over(self) -> None:
+        """The engine has gone, and another starts on the model as it came."""
+        async with self._switching:
+            self.serving, self._probe.weights = self._base, self._base.weights
+            self._tried = self.problem = self.broken = None
+            self.settled = False
+        self._metrics.version.set(self.serving.version)
+
     async def follow(self) -> None:
         """Loads the version that `current` names if it is another; one that failed is tried again once named anew."""
         try:
@@ -84,7 +93,8 @@ class Versions:
             if wanted == self.serving.version:
                 self.problem = None
             else:
-                await self._switch(wanted)
+                async with self._switching:
+                    await self._switch(wanted)
         self.settled = True
 
     async def _switch(self, wanted: int) -> None:

@@ -68,7 +68,7 @@ def measured(metrics: Metrics) -> tuple[Counter[str], Wait]:
     for family in metrics.registry.collect():
         for sample in family.samples:
             if sample.name == "reasonguard_requests_total":
-                outcomes[sample.labels.get("outcome") or sample.labels.get("result", "")] += int(sample.value)
+                outcomes[sample.labels["result"]] += int(sample.value)
     return outcomes, _wait(metrics.receipt_wait)
 
 

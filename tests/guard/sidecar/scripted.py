@@ -51,6 +51,7 @@ class ScriptedEngine:
     """Unset: the second chunk (or the unary answer) waits for it."""
     body: dict[str, Any] = field(default_factory=dict)
     authorization: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def app(self) -> Starlette:
@@ -65,6 +66,7 @@ class ScriptedEngine:
 
     async def _chat(self, request: Request) -> Response:
         self.body = await request.json()
+        self.headers = dict(request.headers)
         self.authorization = request.headers["authorization"]
         if self.status != 200:
             return JSONResponse({"error": {"message": "no such model", "code": self.status}}, self.status)

@@ -124,7 +124,7 @@ def test_a_reload_proves_what_is_new_and_puts_it_in_force(front: Front) -> None:
     assert front.sidecar.probe.tenant.policy == new
     assert front.sidecar.tenant("Bearer rg-c") is not None
     assert (front.metric("reasonguard_reload_ok"), front.metric("reasonguard_keys")) == (1, 3)
-    assert front.metric('reasonguard_reloads_total{outcome="loaded"}') == 1
+    assert front.metric('reasonguard_reloads_total{result="loaded"}') == 1
 
 
 def test_a_bad_file_keeps_the_last_good_rules_and_says_so(front: Front) -> None:
@@ -135,7 +135,7 @@ def test_a_bad_file_keeps_the_last_good_rules_and_says_so(front: Front) -> None:
     assert {k: answer[k] for k in ("policy", "policy_hash", "keys")} == in_force(Policy(), a=Policy(name="strict"))
     assert front.sidecar.tenant("Bearer rg-a") is not None
     assert (front.metric("reasonguard_reload_ok"), front.metric("reasonguard_keys")) == (0, 1)
-    assert front.metric('reasonguard_reloads_total{outcome="refused"}') == 1
+    assert front.metric('reasonguard_reloads_total{result="refused"}') == 1
     front.write({}, [])
     assert front.reload()[0] == 200
     assert (front.metric("reasonguard_reload_ok"), front.sidecar.tenant("Bearer rg-a")) == (1, None)

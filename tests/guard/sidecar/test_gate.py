@@ -55,7 +55,7 @@ class Front:
     def counted(self) -> dict[str, float]:
         """Chat requests by outcome."""
         family = next(f for f in self.sidecar.metrics.registry.collect() if f.name == "reasonguard_requests")
-        return {s.labels["outcome"]: s.value for s in family.samples if s.name.endswith("_total")}
+        return {s.labels["result"]: s.value for s in family.samples if s.name.endswith("_total")}
 
     def told(self) -> dict[str, str]:
         """What the engine's guard was told with the last request."""

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from classifiers.artifact import MANIFEST_FILE
 from classifiers.detector import DEFAULT
@@ -47,11 +48,14 @@ class Live:
     traces_when_ready: list[str] = field(default_factory=list)
 
     def metric(self, name: str, **labels: str) -> float:
-        """One value of /metrics."""
-        label = ",".join(f'{k}="{v}"' for k, v in labels.items())
-        wanted = f"{name}{{{label}}} " if labels else f"{name} "
-        page = self.http.get("/metrics").text
-        return next((float(line.split()[-1]) for line in page.splitlines() if line.startswith(wanted)), 0.0)
+        """The values of /metrics that have these labels, together."""
+        samples = [
+            sample
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(sample.value for sample in samples)
 
 
 @pytest.fixture(scope="module")
@@ -182,20 +186,23 @@ def test_what_the_client_spells_opens_and_closes_nothing(live: Live) -> None:
 
 
 def test_requests_at_once_and_metrics(live: Live) -> None:
+    labels = {"policy": "default", "mode": "inject", "zone": "reasoning"}
     before = {
-        "guarded": live.metric("reasonguard_requests_total", outcome="guarded"),
-        "interventions": live.metric("reasonguard_interventions_total"),
-        "scored": live.metric("reasonguard_steps_total", kind="scored"),
-        "refused": live.metric("reasonguard_requests_total", outcome="refused"),
+        "guarded": live.metric("reasonguard_requests_total", result="guarded"),
+        "interventions": live.metric("reasonguard_interventions_total", **labels, result="completed"),
+        "clear": live.metric("reasonguard_steps_total", **labels, result="clear"),
+        "cue": live.metric("reasonguard_steps_total", **labels, result="cue"),
+        "refused": live.metric("reasonguard_requests_total", result="refused"),
     }
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
             pool.submit(live.http.post, "/v1/chat/completions", json=HARMFUL)
     assert live.http.post("/v1/chat/completions", json={**HARMFUL, "logit_bias": {"1": 1}}).status_code == 400
-    assert live.metric("reasonguard_requests_total", outcome="guarded") == before["guarded"] + 2
-    assert live.metric("reasonguard_interventions_total") == before["interventions"] + 2
-    assert live.metric("reasonguard_steps_total", kind="scored") == before["scored"] + 6
-    assert live.metric("reasonguard_requests_total", outcome="refused") == before["refused"] + 1
+    assert live.metric("reasonguard_requests_total", result="guarded") == before["guarded"] + 2
+    assert live.metric("reasonguard_interventions_total", **labels, result="completed") == before["interventions"] + 2
+    assert live.metric("reasonguard_steps_total", **labels, result="clear") == before["clear"] + 4
+    assert live.metric("reasonguard_steps_total", **labels, result="cue") == before["cue"] + 2
+    assert live.metric("reasonguard_requests_total", result="refused") == before["refused"] + 1
     assert live.metric("reasonguard_requests_in_flight") == 0
     assert live.metric("reasonguard_ready") == 1
 
@@ -385,14 +392,15 @@ def test_a_client_that_leaves_is_counted_and_the_engine_goes_on(live: Live) -> N
     try:
         with pytest.raises(httpx.ReadTimeout):
             live.http.post("/v1/chat/completions", json=HARMFUL, timeout=1)
-        _until(lambda: live.metric("reasonguard_requests_total", outcome="disconnected") == 1)
+        _until(lambda: live.metric("reasonguard_requests_total", result="disconnected") == 1)
     finally:
         os.killpg(group, signal.SIGCONT)
     assert live.http.post("/v1/chat/completions", json=HARMFUL).json()["reasonguard"]["guarded"] is True
 
 
 def test_z_a_dead_engine_is_told_by_health_ready_and_chat(live: Live) -> None:
-    """Last in the file: it ends the module's engine."""
+    """Last in the file: it ends the module's engine, which nobody starts again."""
+    live.parts.sidecar.keeper = None
     group = live.parts.engine.pid
     assert group is not None
     os.killpg(group, signal.SIGKILL)

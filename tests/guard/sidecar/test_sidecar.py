@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,9 +46,9 @@ class Front:
         return [json.loads(each) for each in data[:-1]]
 
     def counted(self) -> dict[str, float]:
-        """Chat requests by outcome."""
+        """Chat requests by result."""
         family = next(f for f in self.sidecar.metrics.registry.collect() if f.name == "reasonguard_requests")
-        return {s.labels["outcome"]: s.value for s in family.samples if s.name.endswith("_total")}
+        return {s.labels["result"]: s.value for s in family.samples if s.name.endswith("_total")}
 
 
 Start = Callable[..., Front]
@@ -285,6 +286,15 @@ def test_a_probe_that_no_guard_answers_is_not_ready(start: Start) -> None:
     assert front.engine.body["vllm_xargs"]["guard_probe"] == "s"
     assert front.engine.body["max_tokens"] == 64
     assert front.http.post("/v1/chat/completions", json=HELLO).status_code == 503
+
+
+def test_a_client_that_leaves_inside_its_body_is_no_error(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    front = start()
+    with socket.create_connection((front.http.base_url.host, front.http.base_url.port or 0)) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.1)
+    _until(lambda: front.counted() == {"disconnected": 1})
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_other_routes_and_bodies_are_refused(start: Start) -> None:

@@ -232,7 +232,7 @@ def test_weights_that_fail_give_way_to_the_last_good(
     reasoning, receipt, _ = live.ask()
     assert (reasoning, receipt["guarded"], receipt["version"], receipt["interventions"]) == (usual, True, 0, 1)
     assert live.metric("reasonguard_version_wanted") == number
-    assert live.metric(f'reasonguard_version_loads_total{{outcome="{outcome}"}}') == 1
+    assert live.metric(f'reasonguard_version_loads_total{{result="{outcome}"}}') == 1
 
 
 def test_files_that_changed_are_never_loaded(live: Live) -> None:
@@ -241,7 +241,7 @@ def test_files_that_changed_are_never_loaded(live: Live) -> None:
     in_force(live, 103)
     told = live.until(lambda told: "103" in str(told.get("version_problem")))
     assert told["version_problem"].endswith("is not what was promoted; got model/config.json.")
-    assert (told["version"], live.metric('reasonguard_version_loads_total{outcome="refused"}')) == (0, 2)
+    assert (told["version"], live.metric('reasonguard_version_loads_total{result="refused"}')) == (0, 2)
     roll_back(live.registry, 0)
     live.until(lambda told: told["version_problem"] is None)
 

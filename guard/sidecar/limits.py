@@ -1,0 +1,128 @@
+"""How many requests are under way, how long one may take, and when none is taken any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from guard.sidecar.errors import ApiError
+from guard.sidecar.metrics import Metrics
+from guard.sidecar.observe import note
+from guard.sidecar.proof import ID_HEADER, Attached
+
+if TYPE_CHECKING:
+    from guard.sidecar.context import Sidecar
+
+STREAMS, SECONDS, DRAIN = 512, 1800.0, 30.0
+_LAST_WORDS = 5.0
+"""Seconds that a client that reads slowly gets to be told."""
+
+
+class Limits:
+    """One sidecar's limits and what is under way. `streams` and `seconds`: 0 is no limit."""
+
+    def __init__(self, metrics: Metrics, streams: int = STREAMS, seconds: float = SECONDS) -> None:
+        self._metrics, self._streams, self.seconds = metrics, streams, seconds
+        self._drained_by = float("inf")
+        self.under_way = 0
+        self.draining = False
+
+    def drain(self, seconds: float) -> None:
+        """From now on no request is taken; those under way get so long to end. Safe inside a signal handler."""
+        self._drained_by = time.monotonic() + seconds
+        self.draining = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether it may stop: nothing is under way, or it has had its time."""
+        return self.draining and (not self.under_way or time.monotonic() >= self._drained_by)
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """One request, from its first byte to its response's last. ApiError 503 when it cannot be taken."""
+        if self.draining:
+            raise self._turned_away("drain", 503, "draining", "This server is stopping.")
+        if self._streams and self.under_way >= self._streams:
+            sentence = f"{self.under_way} requests are under way, as many as are taken at once."
+            raise self._turned_away("streams", 503, "overloaded", sentence)
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    def too_long(self) -> ApiError:
+        """What a request is told that took longer than it may."""
+        return self._turned_away("time", 504, "request_timeout", f"The request took longer than {self.seconds:g} s.")
+
+    def _turned_away(self, limit: str, status: int, code: str, sentence: str) -> ApiError:
+        self._metrics.turned_away.labels(limit).inc()
+        note(result="turned_away")
+        return ApiError(status, code, sentence)
+
+
+class Limited:
+    """ASGI middleware: keeps every POST below `/v1/` within the limits."""
+
+    def __init__(self, app: ASGIApp, sidecar: Sidecar) -> None:
+        self._app, self._sidecar = app, sidecar
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, refuses it, or cancels it when its time is over: then the engine's part ends too."""
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        limits, answer = self._sidecar.limits, _Answer(send)
+        try:
+            with limits.one_more():
+                async with asyncio.timeout(limits.seconds or None) as clock:
+                    await self._app(scope, receive, answer)
+        except ApiError as error:
+            await error.response({"retry-after": "1"})(scope, receive, send)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._cut(answer, scope, receive, send)
+
+    async def _cut(self, answer: _Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._sidecar.limits.too_long()
+        if answer.began is None:
+            await error.response()(scope, receive, send)
+        elif answer.began.get(b"content-type", b"").startswith(b"text/event-stream") and not answer.ended:
+            guard_id = answer.began.get(ID_HEADER.encode(), b"").decode()
+            last = self._last_event(guard_id, error) + b"data: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": last})
+
+    def _last_event(self, guard_id: str, error: ApiError) -> bytes:
+        policy = self._sidecar.policy
+        receipt = Attached(
+            guard_id=guard_id, guarded=False, reason=error.message, mode=policy.mode, policy=policy.name,
+            policy_hash=policy.hash,
+        )  # fmt: skip
+        event = {"object": "chat.completion.chunk", "choices": [], "reasonguard": receipt.model_dump(exclude_none=True)}
+        return b"data: " + json.dumps(event | error.body(), separators=(",", ":")).encode() + b"\n\n"
+
+
+class _Answer:
+    """`send`, remembering how far a response has got."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.began: dict[bytes, bytes] | None = None
+        """Its headers, once they were sent."""
+        self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.began = dict(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
