@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,10 @@ def serve(
     versions: Annotated[
         Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
     ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Engine that runs already (repeatable): cues are substituted."),
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -56,11 +61,14 @@ def serve(
     cli.py serve --model ./my-model --policy policy.yaml --port 9000 -- --max-model-len 8192
 
     cli.py serve --model ./my-model --versions runs/versions
+
+    cli.py serve --model ./my-model --upstream http://10.0.0.7:8000 --upstream http://10.0.0.8:8000
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    run(ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ())))
+    settings = ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()))
+    run(replace(settings, upstreams=tuple(upstream or ())))
 
 
 @app.command()

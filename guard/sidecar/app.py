@@ -30,13 +30,15 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
         tasks = [asyncio.create_task(sidecar.follower.run()), asyncio.create_task(_attend(sidecar, on_ready, on_lost))]
         if sidecar.versions is not None:
             tasks.append(asyncio.create_task(sidecar.versions.run()))
+        if sidecar.upstreams is not None:
+            tasks.append(asyncio.create_task(sidecar.upstreams.run()))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await sidecar.upstream.close()
+            await sidecar.close()
 
     app = Starlette(
         routes=[
@@ -56,7 +58,7 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
 async def models(request: Request) -> Response:
     """The engine's models, as the engine lists them; with the version in service where versions are followed."""
     sidecar = _sidecar(request)
-    response = await sidecar.upstream.models()
+    response = await sidecar.take(request).client.models()
     if sidecar.versions is None or response.status_code != 200:
         return Response(response.content, response.status_code, media_type="application/json")
     listed = response.json()
@@ -88,6 +90,8 @@ async def ready(request: Request) -> Response:
     }  # fmt: skip
     if sidecar.versions is not None:
         about |= {"version": sidecar.versions.serving.version, "version_problem": sidecar.versions.problem}
+    if sidecar.upstreams is not None:
+        about["upstreams"] = sidecar.upstreams.states
     return JSONResponse({"ready": True, **about})
 
 

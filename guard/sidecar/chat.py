@@ -36,10 +36,10 @@ async def chat(request: Request) -> Response:
     try:
         admitted = await run_in_threadpool(sidecar.firewall.admit, await _body(request, sidecar.max_body))
         await sidecar.enter()
+        exchange = _exchange(sidecar, admitted)
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
-    exchange = _exchange(sidecar, admitted)
     try:
         return await _until_gone(request, _answer(exchange, stream=admitted.stream))
     except _Gone:
@@ -53,7 +53,11 @@ def _exchange(sidecar: Sidecar, admitted: Admitted) -> Exchange | HeldExchange:
     if sidecar.policy.mode == "inject":
         return Exchange(sidecar, admitted)
     reason = cannot_hold(admitted.body)
-    return HeldExchange(sidecar, admitted) if reason is None else Exchange(sidecar, admitted, fallback=reason)
+    if reason is None:
+        return HeldExchange(sidecar, admitted)
+    if sidecar.upstreams is not None:
+        raise Refused(f"{reason}, and the engine has no guard of its own that could inject instead.")
+    return Exchange(sidecar, admitted, fallback=reason)
 
 
 async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Response:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -14,18 +14,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from classifiers.detector import Asked, RequestContext
 from guard.monitor import StepMonitor
 from guard.prompt import PromptReader
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.firewall import Admitted
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.scoring import Scorer
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
 from guard.traces import Trace
 
 ENGINE = "sidecar"
+ALONE = "sidecar-only"
+"""The same where the engine has no guard of its own (`serve --upstream`)."""
 #: What a client may ask for that cannot be given from ids that were held back: the trigger is injected instead.
 _INJECTED: dict[str, str] = {
     "stop": "stop strings are found by the engine, in text that may be taken back",
@@ -59,7 +61,9 @@ class HeldExchange:
         body, runtime = self._body, self.sidecar.runtime
         asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
         try:
-            self._prompt, longest = await self.sidecar.upstream.render(asked)
+            self._engine = self.sidecar.take(self)
+            with self._watched():
+                self._prompt, longest = await self._engine.client.render(asked)
         except ApiError as error:
             self.sidecar.metrics.requests.labels("unavailable" if error.status == 503 else "engine_error").inc()
             raise
@@ -71,9 +75,10 @@ class HeldExchange:
         # Special tokens are broken up in every message, so the last mark of the prompt is the template's own.
         zones = PromptReader(runtime.table, runtime.grammar, (), ()).zones(self._prompt)
         self._speech = Speech(runtime.table, zones.copy())
-        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=ENGINE, mode="substitute")
-        self._context = await self._read(monitor, request)
-        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._score)
+        engine = ENGINE if self.sidecar.upstreams is None else ALONE
+        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute")
+        scorer = await Scorer.read(runtime, monitor, request)
+        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, scorer.score)
 
     async def unary(self) -> Response:
         """The whole response; ApiError 502 when it cannot be proven and the policy fails closed."""
@@ -102,9 +107,10 @@ class HeldExchange:
 
     async def text(self) -> AsyncIterator[tuple[str, str]]:
         """Field and text, as they are decided."""
-        async for ids in self._output.released():
-            for part in self._speech.say(ids):
-                yield part
+        with self._watched():
+            async for ids in self._output.released():
+                for part in self._speech.say(ids):
+                    yield part
         for part in self._speech.say((), last=True):
             yield part
 
@@ -118,6 +124,7 @@ class HeldExchange:
         with anyio.CancelScope(shield=True):
             self._proof = proof = await self._write()
         self.sidecar.holding.discard(self)
+        self._engine.holding.discard(self)
         if self._output.finish is not None:
             self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         elif lost is not None:
@@ -129,9 +136,13 @@ class HeldExchange:
         trace = self._trace()
         try:
             await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
+            kept: Trace | None = trace
         except OSError:
-            return prove(self.guard_id, None, delivered, policy, mode="substitute")
-        return prove(self.guard_id, trace, delivered, policy, mode="substitute", followed=self._followed)
+            kept = None
+        return prove(
+            self.guard_id, kept, delivered, policy, mode="substitute", followed=self._followed,
+            upstream=self._engine.number or None,
+        )  # fmt: skip
 
     def finish(self) -> str | None:
         """Why the output ended."""
@@ -147,34 +158,25 @@ class HeldExchange:
         prompt, output = len(self._prompt), len(self._output.delivered)
         return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """An engine that cannot be reached, or that breaks off, takes no more requests until it is proven again."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status == 503:
+                self._engine.reason = f"it failed under a request: {error.message}"
+            raise
+
     async def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
-        aside = {"guard_aside": self.sidecar.secret}
-        body = {**self._sampling, "prompt": ids, "max_tokens": most, "vllm_xargs": aside}
+        body = {**self._sampling, "prompt": ids, "max_tokens": most, **self.sidecar.aside}
         again, began = len(ids) > len(self._prompt), time.perf_counter()
-        async with contextlib.aclosing(self.sidecar.upstream.continue_ids(body)) as pieces:
+        async with contextlib.aclosing(self._engine.client.continue_ids(body)) as pieces:
             async for piece in pieces:
                 if again:
                     self.sidecar.metrics.reentry.observe(time.perf_counter() - began)
                     again = False
                 yield piece
-
-    async def _read(self, monitor: StepMonitor, request: str) -> RequestContext | None:
-        try:
-            return await run_in_threadpool(self.sidecar.runtime.detector.request, request)
-        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
-            monitor.fail(f"request: {type(error).__name__}: {error}")
-            return None
-
-    async def _score(self, monitor: StepMonitor) -> float | None:
-        if self._context is None or monitor.pending is None:
-            return None
-        asked = Asked(self._context, monitor.pending.text, monitor.previous)
-        try:
-            scores = await run_in_threadpool(self.sidecar.runtime.detector.score_batch, [asked])
-            return float(scores[0])
-        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it
-            monitor.fail(f"detector: {type(error).__name__}: {error}")
-            return None
 
     def _trace(self) -> Trace:
         monitor, tokenizer, served = self._output.monitor, self.sidecar.runtime.tokenizer_hash, self.sidecar.serving

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from guard.sidecar.proof import Attached
+
+if TYPE_CHECKING:
+    from guard.sidecar.upstreams import Remote
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,7 +51,18 @@ class Metrics:
             "reasonguard_version_loads", "Changes of version by how they ended.", ["outcome"], registry=on
         )
         """Outcomes: loaded, refused (its files), failed (the engine, or its proof)."""
+        self.upstream_up = Gauge(
+            "reasonguard_upstream_up", "1 while this upstream takes requests.", ["upstream"], registry=on
+        )
+        self.upstream_in_flight = Gauge(
+            "reasonguard_upstream_requests_in_flight", "Requests that this upstream has.", ["upstream"], registry=on
+        )
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
+
+    def watch_upstream(self, remote: Remote) -> None:
+        """Shows one engine's state from now on."""
+        self.upstream_up.labels(str(remote.number)).set_function(lambda: float(remote.reason is None))
+        self.upstream_in_flight.labels(str(remote.number)).set_function(lambda: float(len(remote.holding)))
 
     def count(self, attached: Attached, *, broken: bool) -> None:
         """Counts one finished response."""

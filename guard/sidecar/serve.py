@@ -51,13 +51,16 @@ class ServeSettings:
     versions: Path | None = None
     """Registry whose version in force is loaded, and followed."""
     vllm_args: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    """URLs of engines that run already; empty: `serve` starts one."""
 
 
 @dataclass
 class Prepared:
     """Checked parts, nothing started yet."""
 
-    engine: Engine
+    engine: Engine | None
+    """None where the engines run already."""
     sidecar: Sidecar
     model: ServedModel
     feeder: Feeder
@@ -114,20 +117,35 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
     console = console or Console(stderr=True)
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
-            parts = prepare(settings)
+            parts = _prepare(settings)
         with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
 
 
+def _prepare(settings: ServeSettings) -> Prepared:
+    if not settings.upstreams:
+        return prepare(settings)
+    from guard.sidecar.remote import prepare_remote
+
+    return prepare_remote(settings)
+
+
 def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
-    status = console.status(f"Starting the engine (about a minute); its log: {escape(str(parts.engine.log))}")
+    engine = parts.engine
+    waiting = "Proving the substitution on each upstream"
+    if engine is not None:
+        waiting = f"Starting the engine (about a minute); its log: {escape(str(engine.log))}"
+    status = console.status(waiting)
 
     def ready() -> None:
         status.stop()
         policy, port = parts.sidecar.policy, listener.getsockname()[1]
         console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
+        if parts.sidecar.upstreams is not None:
+            states = ", ".join(f"{n} {state}" for n, state in parts.sidecar.upstreams.states.items())
+            console.print(f"Substitution only: the upstreams have no guard of their own ({states})", markup=False)
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
 
@@ -135,8 +153,8 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         status.stop()
         if not parts.sidecar.probe.proven:
             server.should_exit = True
-        else:
-            console.print(f"The engine has stopped; its log: {parts.engine.log}", markup=False)
+        elif engine is not None:
+            console.print(f"The engine has stopped; its log: {engine.log}", markup=False)
 
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost)
     server = uvicorn.Server(
@@ -144,10 +162,8 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
     )
     with status:
         server.run(sockets=[listener])
-    if not parts.engine.alive and not parts.sidecar.probe.proven:
-        raise UserError(
-            "The engine stopped while it was starting", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}"
-        )
+    if engine is not None and not engine.alive and not parts.sidecar.probe.proven:
+        raise UserError("The engine stopped while it was starting", got=engine.last_words(1), fix=f"Read {engine.log}")
 
 
 @contextlib.contextmanager
@@ -166,7 +182,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _running(engine: Engine) -> Iterator[None]:
+def _running(engine: Engine | None) -> Iterator[None]:
+    if engine is None:
+        yield
+        return
     try:
         engine.start()
         yield
