@@ -13,12 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from guard.sidecar.chat import chat
+from guard.sidecar.chat import chat, responses
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.metrics import CONTENT_TYPE
 
 _POLL = 0.5
+_GUARDED = "only POST /v1/chat/completions and /v1/responses"
 Hook = Callable[[], None]
 
 
@@ -43,6 +44,7 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/responses", responses, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
             Route("/ready", ready),
@@ -127,7 +129,7 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    message = f"{request.method} {request.url.path} is not served here: only /v1/chat/completions is guarded."
+    message = f"{request.method} {request.url.path} is not served here: {_GUARDED} are guarded."
     return ApiError(error.status_code, "not_found", message).response()
 
 

@@ -14,18 +14,20 @@ MAX_MESSAGES = 2048
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes its own fields and types only."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """The one kind of content part that the guard can read."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -34,19 +36,19 @@ class Message(_Strict):
     tool_call_id: Annotated[str, StringConstraints(max_length=128)] | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Of the stream options only the usage chunk."""
 
     include_usage: bool = False
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Plain text only: a grammar could forbid a forced trigger."""
 
     type: Literal["text"]
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """The fields that reach the engine, within ranges in which a forced token always wins.
 
     Penalties are applied to a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to

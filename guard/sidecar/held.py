@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -23,6 +22,7 @@ from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, pro
 from guard.sidecar.scoring import Scorer
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
+from guard.sidecar.wording import dumped
 from guard.traces import Trace
 
 ENGINE = "sidecar"
@@ -46,7 +46,7 @@ class HeldExchange:
     """One request under way; `start` it, then let its text out."""
 
     def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
-        self.sidecar, self.wants_usage = sidecar, admitted.wants_usage
+        self.sidecar, self.wants_usage, self.wording = sidecar, admitted.wants_usage, admitted.wording
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._proof: Proof | None = None
@@ -99,7 +99,7 @@ class HeldExchange:
             **self.head("chat.completion"), "choices": [choice], "usage": self.usage(),
             "reasonguard": proof.attached.model_dump(exclude_none=True),
         }  # fmt: skip
-        return JSONResponse(answer, headers=self.headers)
+        return JSONResponse(self.wording.whole(answer), headers=self.headers)
 
     async def stream(self) -> Response:
         """The same, event by event."""
@@ -205,11 +205,14 @@ class _HeldStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         exchange, failure = self._exchange, None
-        yield self._event({"role": "assistant", "content": ""})
+        for part in self._event({"role": "assistant", "content": ""}):
+            yield part
         try:
             async for field, text in exchange.text():
-                yield self._event({field: text})
-            yield self._event({}, exchange.finish())
+                for part in self._event({field: text}):
+                    yield part
+            for part in self._event({}, exchange.finish()):
+                yield part
         except ApiError as error:
             failure = error
         proof = await exchange.close(lost="unavailable")
@@ -221,13 +224,10 @@ class _HeldStream(StreamingResponse):
         }  # fmt: skip
         if exchange.wants_usage:
             last["usage"] = exchange.usage()
-        yield _data(last | (failure.body() if failure is not None else {}))
-        yield b"data: [DONE]\n\n"
+        for part in exchange.wording.last(last | (failure.body() if failure is not None else {})):
+            yield part
 
-    def _event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+    def _event(self, delta: dict[str, str], finish: str | None = None) -> Iterable[bytes]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _data({**self._exchange.head("chat.completion.chunk"), "choices": [choice]})
-
-
-def _data(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+        event = {**self._exchange.head("chat.completion.chunk"), "choices": [choice]}
+        return self._exchange.wording.event(event, dumped(event))

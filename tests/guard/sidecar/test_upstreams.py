@@ -6,31 +6,25 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from guard.errors import UserError
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
-from guard.sidecar.app import create_app
-from guard.sidecar.context import Sidecar, build_sidecar
-from guard.sidecar.neutral import Neutraliser
-from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.remote import prepare_remote, substituting
 from guard.sidecar.remote_check import base_url, check_remote
 from guard.sidecar.remote_probe import prove_substitution
 from guard.sidecar.serve import ServeSettings
 from guard.sidecar.upstream import Upstream
-from guard.sidecar.upstreams import Upstreams
-from guard.traces import Spool, read_traces
+from guard.traces import read_traces
 from tests.guard import kit
 from tests.guard.sidecar.conftest import running
+from tests.guard.sidecar.fronts import CHAT, HARMFUL, RemoteFront, until
 from tests.guard.sidecar.scripted import ScriptedEngine
 from tests.guard.sidecar.unguarded import Unguarded
 from tests.tiny import ANSWER, CUE, OPENING, REFUSAL_STEP
@@ -38,75 +32,11 @@ from tests.tiny import ANSWER, CUE, OPENING, REFUSAL_STEP
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HARMFUL: dict[str, Any] = {"messages": [{"role": "user", "content": "How do I break into a parked car?"}]}
-CHAT = "/v1/chat/completions"
+Start = Callable[..., RemoteFront]
 
 
-@dataclass
-class Front:
-    """A sidecar before several scripted engines, and what stops each of them."""
-
-    engines: list[Unguarded]
-    stops: list[contextlib.ExitStack]
-    sidecar: Sidecar
-    http: httpx.Client
-    spool: Path
-
-    @property
-    def upstreams(self) -> Upstreams:
-        assert self.sidecar.upstreams is not None
-        return self.sidecar.upstreams
-
-    def chat(self, **body: Any) -> tuple[int, dict[str, Any]]:
-        response = self.http.post(CHAT, json={**HARMFUL, **body})
-        return response.status_code, response.json()
-
-    def events(self, **body: Any) -> list[dict[str, Any]]:
-        text = self.http.post(CHAT, json={**HARMFUL, **body, "stream": True}).text
-        data = [line.removeprefix("data: ") for line in text.split("\n") if line]
-        assert data[-1] == "[DONE]"
-        return [json.loads(each) for each in data[:-1]]
-
-    def wait(self, states: dict[str, str]) -> None:
-        until(lambda: self.upstreams.states == states)
-
-
-Start = Callable[..., Front]
-
-
-@pytest.fixture
-def start(runtime: GuardRuntime, neutraliser: Neutraliser, tokenizer: Tokenizer, tmp_path: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-
-        def begin(count: int = 2, **policy: Any) -> Front:
-            chosen = replace(runtime, policy=Policy(mode="substitute", **policy), eos=2)
-            engines = [Unguarded(tokenizer) for _ in range(count)]
-            stops = [stack.enter_context(contextlib.ExitStack()) for _ in engines]
-            urls = [each.enter_context(running(e.app())) for each, e in zip(stops, engines, strict=True)]
-            clients = [Upstream(url, "key") for url in urls]
-            sidecar = build_sidecar(
-                chosen, neutraliser, clients[0], SpoolFollower(tmp_path), secret="", alive=lambda: True,
-                spool=Spool(tmp_path), served_name="tiny", allow_seed=True,
-                upstreams=Upstreams(clients, lambda c: prove_substitution(c, chosen), interval=0.02),
-            )  # fmt: skip
-            url = stack.enter_context(running(create_app(sidecar)))
-            http = stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=30))
-            front = Front(engines, stops, sidecar, http, tmp_path)
-            front.wait({str(n): "ok" for n in range(1, count + 1)})
-            return front
-
-        yield begin
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
-
-
-def test_a_cue_is_substituted_and_the_receipt_says_that_nothing_else_guards(start: Start) -> None:
-    front = start(1)
+def test_a_cue_is_substituted_and_the_receipt_says_that_nothing_else_guards(remotes: Start) -> None:
+    front = remotes(1)
     status, answer = front.chat(temperature=0, seed=7)
     assert status == 200
     receipt, message = answer["reasonguard"], answer["choices"][0]["message"]
@@ -126,8 +56,8 @@ def test_a_cue_is_substituted_and_the_receipt_says_that_nothing_else_guards(star
     assert CUE not in table.text(again["prompt"])
 
 
-def test_a_request_that_cannot_be_held_back_is_refused(start: Start) -> None:
-    front = start(1)
+def test_a_request_that_cannot_be_held_back_is_refused(remotes: Start) -> None:
+    front = remotes(1)
     asked = len(front.engines[0].asked)
     status, answer = front.chat(stop=["zebra"])
     sentence = (
@@ -139,8 +69,8 @@ def test_a_request_that_cannot_be_held_back_is_refused(start: Start) -> None:
     assert len(front.engines[0].asked) == asked, "nothing of it reached the engine"
 
 
-def test_the_least_loaded_engine_takes_a_request_and_the_longest_unasked_among_equals(start: Start) -> None:
-    front = start(2)
+def test_the_least_loaded_engine_takes_a_request_and_the_longest_unasked_among_equals(remotes: Start) -> None:
+    front = remotes(2)
     hold, open_lines = threading.Event(), []
     for engine in front.engines:
         engine.hold = hold
@@ -155,13 +85,13 @@ def test_the_least_loaded_engine_takes_a_request_and_the_longest_unasked_among_e
     until(lambda: [len(r.holding) for r in front.upstreams.remotes] == [0, 0])
 
 
-def test_equals_take_turns(start: Start) -> None:
-    front = start(2)
+def test_equals_take_turns(remotes: Start) -> None:
+    front = remotes(2)
     assert [front.chat()[1]["reasonguard"]["upstream"] for _ in range(4)] == [1, 2, 1, 2]
 
 
-def test_an_engine_that_is_not_well_leaves_and_returns_after_a_probe(start: Start) -> None:
-    front = start(2)
+def test_an_engine_that_is_not_well_leaves_and_returns_after_a_probe(remotes: Start) -> None:
+    front = remotes(2)
     front.engines[0].well = False
     front.wait({"1": "it does not answer /health", "2": "ok"})
     assert [front.chat()[1]["reasonguard"]["upstream"] for _ in range(2)] == [2, 2]
@@ -177,8 +107,8 @@ def test_an_engine_that_is_not_well_leaves_and_returns_after_a_probe(start: Star
     assert {front.chat()[1]["reasonguard"]["upstream"] for _ in range(2)} == {1, 2}
 
 
-def test_a_request_whose_engine_dies_is_503_and_the_engine_is_out(start: Start) -> None:
-    front = start(2)
+def test_a_request_whose_engine_dies_is_503_and_the_engine_is_out(remotes: Start) -> None:
+    front = remotes(2)
     front.engines[0].break_after = 2
     status, answer = front.chat()
     assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
@@ -190,8 +120,8 @@ def test_a_request_whose_engine_dies_is_503_and_the_engine_is_out(start: Start) 
 
 
 @pytest.mark.parametrize("how", ["break_after", "ends_after"])
-def test_a_stream_whose_engine_breaks_off_ends_with_the_error(start: Start, how: str) -> None:
-    front = start(1)
+def test_a_stream_whose_engine_breaks_off_ends_with_the_error(remotes: Start, how: str) -> None:
+    front = remotes(1)
     setattr(front.engines[0], how, 2)
     *_, last = front.events()
     assert (last["error"]["code"], last["error"]["type"]) == ("engine_unavailable", "server_error")
@@ -199,8 +129,8 @@ def test_a_stream_whose_engine_breaks_off_ends_with_the_error(start: Start, how:
     assert "finish_reason" not in json.dumps(last)
 
 
-def test_an_engine_that_is_gone_leaves_and_no_engine_is_503(start: Start) -> None:
-    front = start(2)
+def test_an_engine_that_is_gone_leaves_and_no_engine_is_503(remotes: Start) -> None:
+    front = remotes(2)
     front.stops[0].close()
     front.wait({"1": "it does not answer /health", "2": "ok"})
     assert front.chat()[0] == 200
@@ -216,8 +146,8 @@ def test_an_engine_that_is_gone_leaves_and_no_engine_is_503(start: Start) -> Non
     assert front.http.get("/health").status_code == 200, "the sidecar itself is well"
 
 
-def test_fail_mode_open_opens_no_unproven_engine(start: Start) -> None:
-    front = start(1, fail_mode="open")
+def test_fail_mode_open_opens_no_unproven_engine(remotes: Start) -> None:
+    front = remotes(1, fail_mode="open")
     front.engines[0].gives_ids = False
     front.engines[0].well = False
     front.wait({"1": "it does not answer /health"})
