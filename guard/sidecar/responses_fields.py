@@ -65,6 +65,7 @@ class ReasoningOptions(Strict):
     """Of the reasoning options only the summary, which no model here writes."""
 
     summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: None = None
 
 
 class ResponseStreamOptions(Strict):
