@@ -94,6 +94,8 @@ _GRAMMAR = "a grammar can forbid the tokens of a trigger"
 _TEMPLATE = "the guard reads the request and the start of the reasoning from the model's own template"
 _TEXT = "the guard reads text only"
 _TOOLS = "tool calls are not watched yet"
+_INSIDE = "what the engine sees is no part of a response"
+_CACHE = "it reaches into the engine's cache"
 _IDS = "guard arguments belong to the operator"
 
 #: Fields refused with a reason of their own; anything else that is unknown is refused as unknown.
@@ -131,8 +133,21 @@ REFUSED: Mapping[str, str] = {
     "priority": "the operator decides about priorities",
     "request_id": "the sidecar gives every request its own id",
     "vllm_xargs": _IDS,
-    "kv_transfer_params": "it reaches into the engine's cache",
-    "ec_transfer_params": "it reaches into the engine's cache",
+    "kv_transfer_params": _CACHE,
+    "ec_transfer_params": _CACHE,
+    "cache_salt": _CACHE,
+    "session_id": "the sidecar gives every request its own id",
+    "watermarking": "it changes which tokens may come next, and a trigger must always be free to come",
+    "repetition_detection": "it can end the output before a trigger has come",
+    "stream_interval": "the operator decides how text is streamed",
+    "logprob_token_ids": _INSIDE,
+    "return_token_ids": _INSIDE,
+    "return_tokens_as_token_ids": _INSIDE,
+    "return_token_offsets": _INSIDE,
+    "return_prompt_text": _INSIDE,
+    "routed_experts_prompt_start": _INSIDE,
+    "mm_payload": _TEXT,
+    "return_mm_kwargs": _TEXT,
     "functions": _TOOLS,
     "function_call": _TOOLS,
     "web_search_options": _TOOLS,

@@ -129,6 +129,7 @@ RESPONSES_REFUSED: Mapping[str, str] = {
     "prompt": "a stored prompt is not what the guard would read",
     "logprobs": "this route gives none",
     "top_logprobs": "this route gives none",
+    "enable_response_messages": "what the engine sees is no part of a response",
     "n": "one receipt proves one output",
 }
 
