@@ -23,7 +23,6 @@ from guard.sidecar.upstream import Upstream
 from guard.sidecar.upstreams import Upstreams
 from guard.store.store import beside
 from guard.traces import Spool
-from guard.weights import weights_hash
 
 ONLY = "the engines at --upstream have no guard of ours, so a cue can only be substituted"
 
@@ -53,7 +52,8 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         served_name=offer.model,
         # Their operator knows whether they run on a CPU, where a seed can stop an engine (docs/serve.md).
         allow_seed=True,
-        weights=weights_hash(model.location),
+        # Nobody can tell from here which weights answer, so traces name none.
+        weights="",
         upstreams=Upstreams(clients, lambda client: prove_substitution(client, runtime)),
     )
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
