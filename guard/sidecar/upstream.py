@@ -47,21 +47,24 @@ class Upstream:
 
     async def encode(self, text: str) -> list[int]:
         """A text's ids as the engine's tokenizer gives them."""
-        try:
-            response = await self._client.post(TOKENIZE, json={"prompt": text, "add_special_tokens": False}, timeout=30)
-        except httpx.TransportError as error:
-            raise unreachable(error) from error
-        return list((await checked(response)).json()["tokens"])
+        ids, _ = await self._tokenized({"prompt": text, "add_special_tokens": False})
+        return ids
 
     async def render(self, body: dict[str, Any]) -> tuple[list[int], int]:
         """A chat's prompt ids as the engine's template renders them, and the most tokens that prompt and output may
         have together."""
+        return await self._tokenized({**body, "add_generation_prompt": True})
+
+    async def _tokenized(self, body: dict[str, Any]) -> tuple[list[int], int]:
         try:
-            response = await self._client.post(TOKENIZE, json={**body, "add_generation_prompt": True}, timeout=30)
+            response = await self._client.post(TOKENIZE, json=body, timeout=30)
         except httpx.TransportError as error:
             raise unreachable(error) from error
         answer = (await checked(response)).json()
-        return answer["tokens"], answer["max_model_len"]
+        try:
+            return list(answer["tokens"]), int(answer["max_model_len"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ApiError(502, "engine_error", "The engine tokenizes in a shape of its own.") from error
 
     async def continue_ids(self, body: dict[str, Any]) -> AsyncGenerator[Piece]:
         """Streams what follows the token ids in `body["prompt"]`; closing it ends the engine's request."""

@@ -103,5 +103,7 @@ class Upstreams:
                 remote.reason = await self._prove_one(remote.client)
             except ApiError as error:
                 remote.reason = error.message
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing was proven, and the checks must go on
+                remote.reason = f"the probe failed: {type(error).__name__}: {error}"
             if remote.reason is None:
                 remote.proved = time.monotonic()

@@ -66,6 +66,8 @@ class Unguarded:
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
+        if body.get("model", self.model) != self.model:
+            return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         text = body.get("prompt")
         if text is None:
             turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in body["messages"]]
@@ -75,6 +77,8 @@ class Unguarded:
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
+        if body.get("model", self.model) != self.model:
+            return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         self.asked.append(body)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
