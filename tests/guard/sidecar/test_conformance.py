@@ -16,6 +16,7 @@ from tests.guard.sidecar.fronts import RemoteFront
 from tests.guard.sidecar.scripted import ScriptedEngine
 from tests.guard.sidecar.serving import running
 
+KEY = {"authorization": "Bearer key"}
 STOP = (
     "`stop`: stop strings are found by the engine, in text that may be taken back, and the engine has no guard of its "
     "own that could inject instead."
@@ -37,7 +38,7 @@ def test_our_sidecar_conforms(remotes: Callable[..., RemoteFront]) -> None:
 def test_an_open_engine_fails_every_check_of_the_firewall(tmp_path: Path) -> None:
     engine = ScriptedEngine(tmp_path, lambda _: [])
     engine.hold.set()
-    with running(engine.app()) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with running(engine.app()) as url, httpx.Client(base_url=url, trust_env=False, headers=KEY) as http:
         found = {each.name: each for each in results(Gateway(http), ["guard"])}
     assert {name for name, each in found.items() if each.outcome == "fail"} >= {
         "receipt_in_header_and_body", "receipt_in_the_last_event", *(f"refuses_{name}" for name in OPT_OUTS),
