@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -69,19 +68,21 @@ def test_a_request_that_cannot_be_held_back_is_refused(remotes: Start) -> None:
     assert len(front.engines[0].asked) == asked, "nothing of it reached the engine"
 
 
-def test_the_least_loaded_engine_takes_a_request_and_the_longest_unasked_among_equals(remotes: Start) -> None:
+def test_the_least_loaded_engine_takes_the_next_request(remotes: Start) -> None:
     front = remotes(2)
-    hold, open_lines = threading.Event(), []
-    for engine in front.engines:
-        engine.hold = hold
-    with contextlib.ExitStack() as streams:
-        for load in ([1, 0], [1, 1], [2, 1]):
-            response = streams.enter_context(front.http.stream("POST", CHAT, json={**HARMFUL, "stream": True}))
-            # A dropped iterator would close its stream.
-            open_lines.append(response.iter_lines())
-            next(open_lines[-1])
-            assert [len(r.holding) for r in front.upstreams.remotes] == load
-        hold.set()
+    front.engines[0].hold = hold = threading.Event()
+    with front.http.stream("POST", CHAT, json={**HARMFUL, "stream": True}) as response:
+        # A dropped iterator would close the stream.
+        lines = response.iter_lines()
+        next(lines)
+        assert [len(r.holding) for r in front.upstreams.remotes] == [1, 0]
+        assert 'reasonguard_upstream_requests_in_flight{upstream="1"} 1.0' in front.http.get("/metrics").text
+        try:
+            taken = [front.http.post(CHAT, json=HARMFUL, timeout=5).json()["reasonguard"] for _ in range(3)]
+        finally:
+            hold.set()
+        assert [receipt["upstream"] for receipt in taken] == [2, 2, 2]
+        assert json.loads([line for line in lines if line][-2][6:])["reasonguard"]["upstream"] == 1
     until(lambda: [len(r.holding) for r in front.upstreams.remotes] == [0, 0])
 
 
