@@ -1,8 +1,7 @@
-"""Reasonguard's command line: serve, align, csr, triggers, classifier, traces, replay, doctor, demo."""
+"""Reasonguard's command line: serve, keys, align, csr, triggers, classifier, traces, replay, doctor, demo."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from classifiers.cli import app as classifier_app
 from guard.cli import app as traces_app
 from guard.doctor import doctor
 from guard.errors import UserError
+from guard.keys_cli import app as keys_app
 from guard.replay_cli import replay
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(align_app, name="align")
 app.add_typer(triggers_app, name="triggers")
 app.add_typer(classifier_app, name="classifier")
 app.add_typer(traces_app, name="traces")
+app.add_typer(keys_app, name="keys")
 app.command()(csr)
 app.command()(replay)
 app.command()(doctor)
@@ -50,6 +51,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="Engine that runs already (repeatable): cues are substituted."),
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of keys (`keys add`): who may ask, under which policy and quotas.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Token for POST /guard/admin/reload; by default REASONGUARD_ADMIN_TOKEN, or no such route."),
+    ] = None,
     vllm_args: Annotated[list[str] | None, typer.Argument(metavar="-- [VLLM ARGS]", help="Passed to vLLM.")] = None,
 ) -> None:
     """Serve a model under guard: an OpenAI-compatible API whose responses carry receipts.
@@ -63,12 +71,18 @@ def serve(
     cli.py serve --model ./my-model --versions runs/versions
 
     cli.py serve --model ./my-model --upstream http://10.0.0.7:8000 --upstream http://10.0.0.8:8000
+
+    cli.py serve --model ./my-model --keys keys.yaml --host 0.0.0.0
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
 
-    settings = ServeSettings(model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()))
-    run(replace(settings, upstreams=tuple(upstream or ())))
+    run(
+        ServeSettings(
+            model, traces, policy, detector, host, port, store, versions, tuple(vllm_args or ()), keys,
+            admin_token_file, tuple(upstream or ()),
+        )
+    )  # fmt: skip
 
 
 @app.command()

@@ -24,11 +24,12 @@ from guard.errors import UserError
 if TYPE_CHECKING:
     from align.pipeline import Workbench
 
+EVERYTHING = {"steps": None, "benign_steps": None}
 #: What each changes in the settings of the run's first stage. Beta 0 leaves the SFT term alone.
 BASELINES: dict[str, dict[str, Any]] = {
-    "sft": {"scope": {"steps": None}, "beta": 0.0, "sft_weight": 1.0},
-    "full-dpo": {"scope": {"steps": None}, "sft_weight": 0.0},
-    "full-dpo-norm": {"scope": {"steps": None}, "sft_weight": 0.0, "per_token": True, "beta": 5.0},
+    "sft": {"scope": EVERYTHING, "beta": 0.0, "sft_weight": 1.0},
+    "full-dpo": {"scope": EVERYTHING, "sft_weight": 0.0},
+    "full-dpo-norm": {"scope": EVERYTHING, "sft_weight": 0.0, "per_token": True, "beta": 5.0},
 }
 
 

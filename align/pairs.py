@@ -26,6 +26,14 @@ class Scope(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int | None = 1
+    benign_steps: int | None = 8
+    """The same of a benign pair's chosen side. With one step there, too, nothing kept the model's way to end: 22 of 120
+    benign replies of the demo model never closed their reasoning, 0 of 120 before training."""
+
+    def cut(self, pair: Pair, table: TokenTable, limits: StepLimits) -> tuple[list[int], list[int]]:
+        """The parts of the chosen and the rejected side that carry the preference."""
+        chosen = self.benign_steps if pair.kind == "benign" else self.steps
+        return cut(pair.chosen_ids, chosen, table, limits), cut(pair.rejected_ids, self.steps, table, limits)
 
 
 class Placed(BaseModel):
@@ -96,12 +104,12 @@ def pair_id(*parts: object) -> str:
     return hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def cut(ids: list[int], scope: Scope, table: TokenTable, limits: StepLimits) -> list[int]:
-    """The part of one side that carries the preference: its first `scope.steps` steps, a delimiter ending the last."""
-    if scope.steps is None:
+def cut(ids: list[int], steps: int | None, table: TokenTable, limits: StepLimits) -> list[int]:
+    """The first `steps` steps, a delimiter ending the last; None: everything."""
+    if steps is None:
         return ids
     splitter = StepSplitter(table, limits)
-    left = scope.steps
+    left = steps
     for index, token in enumerate(ids):
         special = token in table.markers
         if special or splitter.push(token, index) is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from align.pairs import Kind, Pair, cut
+from align.pairs import Kind, Pair
 from align.train import TrainReport, TrainSettings, mix
 from guard.errors import UserError
 from guard.steps import StepLimits, TokenTable
@@ -154,8 +154,7 @@ def _positions(model: str) -> int:
 
 
 def _row(pair: Pair, settings: TrainSettings, table: TokenTable) -> Row:
-    limits = StepLimits()
-    chosen, rejected = (cut(side, settings.scope, table, limits) for side in (pair.chosen_ids, pair.rejected_ids))
+    chosen, rejected = settings.scope.cut(pair, table, StepLimits())
     prompt = pair.prompt_ids + pair.prefix_ids
     return Row(pair=pair.id, kind=pair.kind, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
 

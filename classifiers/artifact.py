@@ -54,6 +54,13 @@ def version_of(kind: Kind, files: dict[str, str]) -> str:
     return f"{kind}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
 
+def fingerprint(path: Path) -> str:
+    """Kind and 12 digits over the manifest of the artifact in directory `path`, and so over everything that decides:
+    its files, by their hashes, and its thresholds, which `version` leaves out. UserError as in `load_files`."""
+    manifest = _read_manifest(path)
+    return f"{manifest.kind}-{hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()[:12]}"
+
+
 def load_files(path: Path, kind: Kind) -> tuple[Manifest, dict[str, bytes]]:
     """Read and check the artifact in directory `path`: its manifest and its files by name.
 

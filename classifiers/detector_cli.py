@@ -72,6 +72,9 @@ def train(
     head_lr: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Without --tune: learning rate of the heads.")
     ] = 1e-4,
+    cue_weight: Annotated[
+        float, typer.Option(min=0.01, max=100.0, help="What a cue weighs in the loss, beside a step that is none.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Decides initial weights and the order of the data.")] = 0,
     fpr: Fpr = 0.01,
     fpr_alarming: FprAlarming = 0.05,
@@ -92,8 +95,9 @@ def train(
     from classifiers.network import base_directory
     from classifiers.tune import TuneConfig
 
-    heads_config = HeadConfig(seed, head_epochs, lr=head_lr)
-    config = BuildConfig(seed, fpr, fpr_alarming, TuneConfig(seed=seed, epochs=epochs), heads_config)
+    heads_config = HeadConfig(seed, head_epochs, lr=head_lr, cue_weight=cue_weight)
+    tune_config = TuneConfig(seed=seed, epochs=epochs, cue_weight=cue_weight)
+    config = BuildConfig(seed, fpr, fpr_alarming, tune_config, heads_config)
     if tune and texts is None:
         raise UserError(
             "--tune learns from texts", fix="Give --texts FILE (`classifier data` says which), or drop --tune"

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from classifiers.measure import Scored
 from classifiers.network import Heads
-from classifiers.tune import RISK_SHARE, RISKY, UNSURE_WEIGHT
+from classifiers.tune import RISK_SHARE, RISKY, step_weights
 from classifiers.vectors import EncodedTrace, RiskVectors
 
 
@@ -33,6 +33,8 @@ class HeadConfig:
     """Requests in a batch."""
     own_weight: float = 3.0
     """Of a step of the operator's own traffic."""
+    cue_weight: float = 1.0
+    """Of a step that is a cue, beside one that is none."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,9 @@ class _Columns:
     weights: Tensor
 
     @classmethod
-    def of(cls, traces: Sequence[EncodedTrace], own_weight: float) -> _Columns:
+    def of(cls, traces: Sequence[EncodedTrace], own_weight: float = 1.0, cue_weight: float = 1.0) -> _Columns:
         weights = [
-            np.array([UNSURE_WEIGHT if i in each.trace.unsure else 1.0 for i in range(len(each.steps))])
-            * (own_weight if each.trace.source == "own" else 1.0)
+            np.array(step_weights(each.trace, cue_weight)) * (own_weight if each.trace.source == "own" else 1.0)
             for each in traces
         ]
         return cls(
@@ -79,7 +80,7 @@ def fit_heads(
     """
     torch.manual_seed(config.seed)
     heads = copy.deepcopy(start) if start is not None else Heads(train[0].steps.shape[1])
-    columns, held = _Columns.of(train, config.own_weight), _Columns.of(validation, 1.0)
+    columns, held = _Columns.of(train, config.own_weight, config.cue_weight), _Columns.of(validation)
     asked = _with_traces(risk, train)
     optimiser = torch.optim.AdamW(heads.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     best, kept, waited = float("inf"), copy.deepcopy(heads.state_dict()), 0
@@ -127,7 +128,7 @@ def _risk_loss(heads: Heads, risk: RiskVectors, count: int) -> Tensor:
 @torch.inference_mode()
 def calibrate(heads: Heads, validation: Sequence[EncodedTrace], risk: RiskVectors) -> Heads:
     """Fit both temperatures on the validation part, so that scores are probabilities."""
-    columns, asked = _Columns.of(validation, 1.0), _with_traces(risk, validation)
+    columns, asked = _Columns.of(validation), _with_traces(risk, validation)
     logits = heads.step_logits(columns.steps, columns.previous, columns.requests)
     risks = heads.request_logits(torch.from_numpy(asked.vectors))
     harmful = torch.from_numpy(asked.harmful)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from classifiers.encoder import MAX_TOKENS, shorten
 from classifiers.normalise import normalise
 from classifiers.vectors import LABELS
+from guard.engine.hardware import cpu_has_bf16
 from guard.errors import UserError
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -60,6 +61,7 @@ class StepNetwork(nn.Module):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._frozen = frozen_layers
+        self._bf16 = cpu_has_bf16()
         self._lowered: dict[str, Tensor] = {}
         for module in (self.encoder.embeddings, *self.encoder.encoder.layer[:frozen_layers]):
             module.requires_grad_(requires_grad=False)
@@ -105,8 +107,11 @@ class StepNetwork(nn.Module):
     def _upper(self, rows: Sequence[Tensor]) -> Tensor:
         hidden = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         mask = _mask([len(row) for row in rows])
-        for layer in self.encoder.encoder.layer[self._frozen :]:
-            hidden = layer(hidden, mask[:, None, None, :])
+        # Only learning computes in bf16, where the machine is fast in it: what is exported and measured is float32.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and self._bf16):
+            for layer in self.encoder.encoder.layer[self._frozen :]:
+                hidden = layer(hidden, mask[:, None, None, :])
+        hidden = hidden.float()
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 

@@ -50,6 +50,8 @@ class TuneConfig:
     """Traces in a batch."""
     requests: int = 16
     """Requests in a batch that only teach risk."""
+    cue_weight: float = 1.0
+    """Of a step that is a cue, beside one that is none."""
 
 
 Window = tuple[LabelledTrace, int, int]
@@ -146,21 +148,23 @@ def _loss(
     logits = network.heads.step_logits(vectors[here], previous, asked[owner])
     risky = [RISKY[trace.kind] for trace, _, _ in windows] + [float(row.label == "harmful") for row in drawn]
     risk = functional.binary_cross_entropy_with_logits(network.heads.request_logits(asked), torch.tensor(risky))
-    return step_loss(logits, windows) + RISK_SHARE * risk
+    return step_loss(logits, windows, config.cue_weight) + RISK_SHARE * risk
 
 
-def step_loss(logits: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Cross entropy of logits [n, 3] of all steps of the windows, doubtful steps weighing less."""
-    labels = [LABELS.index(trace.labels[index]) for trace, start, stop in windows for index in range(start, stop)]
-    weights = torch.tensor(
-        [
-            UNSURE_WEIGHT if index in trace.unsure else 1.0
-            for trace, start, stop in windows
-            for index in range(start, stop)
-        ]
-    )
+def step_loss(logits: Tensor, windows: Sequence[Window], cue_weight: float = 1.0) -> Tensor:
+    """Cross entropy of logits [n, 3] of all steps of the windows, weighed by `step_weights`."""
+    labels = [LABELS.index(label) for trace, start, stop in windows for label in trace.labels[start:stop]]
+    weights = torch.tensor([w for trace, start, stop in windows for w in step_weights(trace, cue_weight)[start:stop]])
     each = functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
     return (each * weights).sum() / weights.sum()
+
+
+def step_weights(trace: LabelledTrace, cue_weight: float = 1.0) -> list[float]:
+    """What each step of a trace weighs in the loss: doubtful ones less, cues `cue_weight`."""
+    return [
+        (UNSURE_WEIGHT if index in trace.unsure else 1.0) * (cue_weight if label == "cue" else 1.0)
+        for index, label in enumerate(trace.labels)
+    ]
 
 
 def disguise_source(trace: LabelledTrace, step: str, rng: random.Random) -> str:

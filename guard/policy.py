@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from guard.errors import UserError
+from guard.settings import read_mapping, validated
 from guard.steps import StepLimits, Zone
 from guard.traces import LogContent, Mode, Rung
 
@@ -53,10 +52,19 @@ class Policy(BaseModel):
     stay, from which a holder of the tokenizer can read it), `none` the ids as well: receipts and counts remain."""
 
     @property
+    def canonical(self) -> str:
+        """Every setting as JSON, in one spelling: what is hashed, and what a request names its policy by."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    @property
     def hash(self) -> str:
         """12 hex digits that change with any setting."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:12]
+
+    @property
+    def strict(self) -> Policy:
+        """The same, but it always forces and fails closed: for requests that nobody vouches for."""
+        return self.model_copy(update={"shadow": False, "fail_mode": "closed"})
 
     def is_cue(self, score: float | None, *, threshold: float, unreadable: bool) -> bool:
         """Whether a step is answered as a cue: `score` is its probability, None where it could not be scored."""
@@ -74,23 +82,4 @@ def load_policy(path: Path | None) -> Policy:
     """Reads a policy file; None is the default policy. A bad file is a UserError that names the key."""
     if path is None:
         return Policy()
-    try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Policy file {path} cannot be read", got=error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Policy file {path} is not YAML", got=str(error).split("\n")[0]) from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise UserError(f"Policy file {path}", got=type(raw).__name__, wanted="a mapping of settings")
-    try:
-        return Policy.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"Policy file {path}, key `{key}`: {first['msg']}",
-            got=first["input"],
-            fix=f"Known keys: {', '.join(Policy.model_fields)}",
-        ) from error
+    return validated(Policy, read_mapping(path, "Policy file"), f"Policy file {path}")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from classifiers.detector import Detector
 from guard.errors import UserError
 from guard.policy import Policy
 from guard.steps import TokenTable
-from guard.triggers import EncodedRefusal, EncodedTrigger, encode_refusal, encode_trigger, select
+from guard.triggers import POOL, EncodedRefusal, EncodedTrigger, encode_refusal, encode_trigger, select
 from guard.zones import State, ZoneGrammar, ZoneReader, find_grammar
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GuardRuntime:
-    """Read-only; one per engine process."""
+    """Read-only; one per engine process, and one view of it per policy."""
 
     policy: Policy
     detector: Detector
@@ -30,6 +30,9 @@ class GuardRuntime:
     """Per token id, 1: may end a step or change the zone. All others are quiet: the guard need not look at each."""
     grammar: ZoneGrammar
     triggers: tuple[EncodedTrigger, ...]
+    """Those that the policy lets in."""
+    pool: tuple[EncodedTrigger, ...]
+    """All of them."""
     refusal: EncodedRefusal
     """What closes a request."""
     eos: int | None
@@ -44,32 +47,56 @@ class GuardRuntime:
         """Prepares everything that depends on the tokenizer; a model that marks no reasoning is a UserError, and so is
         a policy that stops requests where nothing says how a reply ends (`eos`)."""
         grammar = find_grammar(tokenizer)
-        if not grammar.marks and "answer" not in policy.zones:
-            raise UserError(
-                f"Model {model} marks no reasoning",
-                wanted="<think> and </think> (or another known family's marks) as single tokens of its tokenizer",
-                fix="Set `zones: [reasoning, answer]` in the policy to watch its answers",
-            )
-        if eos is None and "stop" in policy.ladder:
-            raise UserError(f"Policy key `ladder`: `stop` needs an end-of-turn token, and {model} names none")
+        _check(policy, grammar, model, eos)
         table = TokenTable.from_tokenizer(tokenizer)
+        pool = tuple(encode_trigger(t, tokenizer) for t in POOL)
         return cls(
             policy=policy,
             detector=detector,
-            threshold=detector.threshold if policy.threshold is None else policy.threshold,
+            threshold=_threshold(policy, detector),
             table=table,
             loud=_loud(table, grammar),
             grammar=grammar,
-            triggers=tuple(encode_trigger(t, tokenizer) for t in select(policy.triggers)),
+            triggers=_chosen(policy, pool),
+            pool=pool,
             refusal=encode_refusal(tokenizer, eos),
             eos=eos,
             model=model,
             tokenizer_hash=tokenizer_hash(tokenizer),
         )
 
+    def under(self, policy: Policy, detector: Detector | None = None) -> GuardRuntime:
+        """The same tables under another policy, and another detector if one is given. UserError as in `build`."""
+        _check(policy, self.grammar, self.model, self.eos)
+        detector = detector or self.detector
+        return replace(
+            self, policy=policy, detector=detector, threshold=_threshold(policy, detector),
+            triggers=_chosen(policy, self.pool),
+        )  # fmt: skip
+
     def zones(self, state: State | None = None) -> ZoneReader:
         """A reader for one output that begins in a state."""
         return ZoneReader(self.grammar, self.table, state)
+
+
+def _check(policy: Policy, grammar: ZoneGrammar, model: str, eos: int | None) -> None:
+    if not grammar.marks and "answer" not in policy.zones:
+        raise UserError(
+            f"Model {model} marks no reasoning",
+            wanted="<think> and </think> (or another known family's marks) as single tokens of its tokenizer",
+            fix="Set `zones: [reasoning, answer]` in the policy to watch its answers",
+        )
+    if eos is None and "stop" in policy.ladder:
+        raise UserError(f"Policy key `ladder`: `stop` needs an end-of-turn token, and {model} names none")
+
+
+def _threshold(policy: Policy, detector: Detector) -> float:
+    return detector.threshold if policy.threshold is None else policy.threshold
+
+
+def _chosen(policy: Policy, pool: tuple[EncodedTrigger, ...]) -> tuple[EncodedTrigger, ...]:
+    ids = {trigger.id for trigger in select(policy.triggers)}
+    return tuple(trigger for trigger in pool if trigger.id in ids)
 
 
 def _loud(table: TokenTable, grammar: ZoneGrammar) -> bytearray:

@@ -123,7 +123,7 @@ class Trace(BaseModel):
     tokenizer_hash: str
     request: str
     tenant: str = ""
-    """On whose behalf the request came, as far as whoever serves knows tenants; pairs have quotas per tenant."""
+    """The name of the key that the request came with, empty without keys; pairs have quotas per tenant."""
     prompt_ids: list[int]
     output_ids: list[int]
     log_content: LogContent = "full"

@@ -45,7 +45,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     result = cli("--help")
     seconds = time.monotonic() - began
     assert result.returncode == 0
-    for command in ("serve", "align", "csr", "triggers", "classifier", "traces", "demo", "doctor"):
+    for command in ("serve", "keys", "align", "csr", "triggers", "classifier", "traces", "demo", "doctor"):
         assert f" {command} " in result.stdout
     # 0.4 s on a quiet machine; torch alone would take more than this.
     assert seconds < 3
@@ -75,6 +75,13 @@ def test_an_argument_that_the_guard_cannot_work_under(tmp_path: Path) -> None:
         "error: vLLM argument --speculative-config cannot be used under the guard: drafted tokens are accepted several "
         "at a time, past the point where a trigger must come; got --speculative-config."
     )
+
+
+def test_a_bad_file_of_keys_names_the_place(tiny_model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys:\n- {name: a, key: rg-secret}\n")
+    result = cli("serve", "--model", tiny_model, "--port", 0, "--traces", tmp_path, "--keys", keys)
+    assert sentence(result) == (f"error: File of keys {keys}, key `keys.0.hash`: Field required. Known keys: keys.")
 
 
 def test_a_damaged_detector(tiny_model: Path, tmp_path: Path) -> None:

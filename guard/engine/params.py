@@ -24,6 +24,15 @@ class RequestArgs(BaseModel):
     guard_probe: str | None = None
     guard_aside: str | None = None
     """The sidecar's secret: it watches this request itself, token by token (mode `substitute`)."""
+    guard_secret: str | None = None
+    """The sidecar's secret: without it nothing below counts, and the engine's own policy applies at its strictest."""
+    guard_policy: str | None = None
+    """The policy in force for this request (`Policy.canonical`); the engine's own where it is missing."""
+    guard_detector: str | None = None
+    """Fingerprint of the detector that decides, in `EngineSettings.detectors`; None: the one the engine started
+    with."""
+    guard_tenant: str = ""
+    """On whose behalf the request came: for its trace."""
     guard_off: bool = False
     """Only honoured where the engine was started with `allow_off` (in-process evaluation arms)."""
 

@@ -7,7 +7,6 @@ the policy's fail mode: `closed` ends the request, `open` lets it go on unguarde
 from __future__ import annotations
 
 import dataclasses
-import hmac
 import logging
 import math
 import time
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from classifiers.detector import Asked, Detector, RequestContext
+from guard.engine.params import RequestArgs
+from guard.engine.views import Views
 from guard.monitor import StepMonitor
 from guard.policy import load_policy
 from guard.prompt import PromptReader
@@ -27,8 +28,6 @@ from guard.weights import LoadedWeights
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-    from guard.engine.params import RequestArgs
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +51,16 @@ class EngineSettings(BaseModel):
     policy: Path | None = None
     detector: Path | None = None
     """Detector directory; None is the packaged default."""
+    detectors: Path | None = None
+    """Directory of detectors by fingerprint, which requests may name; it only grows."""
     spool: Path
     """Directory that traces are appended to."""
     allow_off: bool = False
     """Whether a request may switch the guard off; `serve` never sets it."""
     secret: str | None = None
     """Shared with the sidecar alone. A request that carries it as `guard_probe` gets a real injection after its first
-    token, the proof of life; one that carries it as `guard_aside` is watched by the sidecar itself."""
+    token, the proof of life; one that carries it as `guard_aside` is watched by the sidecar itself; one that carries it
+    as `guard_secret` names its policy. One that carries it nowhere gets the engine's policy at its strictest."""
 
 
 class GuardedRequest:
@@ -72,12 +74,16 @@ class GuardedRequest:
         *,
         end_id: int | None,
         probe: bool,
+        detector: Detector,
+        tenant: str = "",
     ) -> None:
         self.monitor = monitor
         self.context = context
         """None: the detector failed on the request, so that no step of it can be scored."""
         self.prompt = prompt
         self.probe = probe
+        self.detector = detector
+        self.tenant = tenant
         self._end_id = end_id
         self._closed = monitor.policy.fail_mode == "closed"
         self._broken = False
@@ -170,8 +176,7 @@ class EngineGuard:
         self._weights = weights or LoadedWeights(lambda: runtime.model)
         self._weights.now()
         self._spool = Spool(config.spool) if writes else None
-        probed = runtime.policy.model_copy(update=PROBE_POLICY)
-        self._probe_runtime = dataclasses.replace(runtime, policy=probed)
+        self._views = Views(runtime, config.secret, config.detectors)
 
     @classmethod
     def from_vllm(cls, vllm_config: VllmConfig, engine: str) -> EngineGuard:
@@ -198,34 +203,44 @@ class EngineGuard:
         weights = LoadedWeights(lambda: str(vllm_config.model_config.model))
         return cls(config, runtime, reader, engine, writes=_is_first_rank(), weights=weights)
 
-    def open(self, prompt: list[int], guard_id: str, probe: str | None = None) -> GuardedRequest:
+    def open(self, prompt: list[int], guard_id: str, args: RequestArgs | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
+        args = args or RequestArgs()
+        is_probe = self._views.is_secret(args.guard_probe)
         broken: list[str] = []
-        context, asked, zones = None, "", self._runtime.zones(self._runtime.policy.zones[0])
+        runtime = self._views.of(args, broken)
+        context, asked, zones = None, "", runtime.zones(runtime.policy.zones[0])
         try:
             asked, zones = self._reader.request(prompt), self._reader.zones(prompt)
-            context = self._runtime.detector.request(asked)
+            context = runtime.detector.request(asked)
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             broken.append(f"request: {type(error).__name__}: {error}")
-        is_probe = self._is_secret(probe)
-        runtime = self._probe_runtime if is_probe else self._runtime
+        if is_probe:
+            runtime = dataclasses.replace(runtime, policy=runtime.policy.model_copy(update=PROBE_POLICY))
         monitor = StepMonitor(runtime, asked, zones=zones, guard_id=guard_id, engine=self._engine)
         for reason in broken:
             monitor.fail(reason)
-        return GuardedRequest(monitor, context, prompt, end_id=self._runtime.eos, probe=is_probe)
+        return GuardedRequest(
+            monitor, context, prompt, end_id=runtime.eos, probe=is_probe, detector=runtime.detector,
+            tenant=args.guard_tenant if self._views.vouched(args) else "",
+        )  # fmt: skip
 
     def stands_aside(self, args: RequestArgs) -> bool:
         """Whether a request goes unguarded here: the sidecar watches it, or an evaluation asked for it."""
-        return (args.guard_off and self.config.allow_off) or self._is_secret(args.guard_aside)
-
-    def _is_secret(self, given: str | None) -> bool:
-        secret = self.config.secret
-        return given is not None and secret is not None and hmac.compare_digest(given.encode(), secret.encode())
+        return (args.guard_off and self.config.allow_off) or self._views.is_secret(args.guard_aside)
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
-        """Decides all pending steps in one batch. A failing detector leaves a step unscored (fail mode)."""
-        asked = [(item, _asked(item)) for item in requests if item.monitor.pending is not None]
-        scores = self._scores([each for _, each in asked if each is not None])
+        """Decides all pending steps, in one batch per detector. A failing one leaves a step unscored (fail mode)."""
+        groups: dict[int, list[GuardedRequest]] = {}
+        for item in requests:
+            if item.monitor.pending is not None:
+                groups.setdefault(id(item.detector), []).append(item)
+        for group in groups.values():
+            self._decide(group[0].detector, group)
+
+    def _decide(self, detector: Detector, requests: Sequence[GuardedRequest]) -> None:
+        asked = [(item, _asked(item)) for item in requests]
+        scores = _scores(detector, [each for _, each in asked if each is not None])
         for item, each in asked:
             score: float | None = None
             if each is not None:
@@ -236,25 +251,6 @@ class EngineGuard:
                 elif item.probe and not item.monitor.steps and math.isfinite(score):
                     score = 1.0
             item.decide(score)
-
-    def _scores(self, asked: list[Asked]) -> Iterator[float | str]:
-        """A score for each, or what went wrong; where the batch fails, each step is tried by itself."""
-        try:
-            yield from self._batch(asked)
-        except Exception:  # noqa: BLE001 - nothing may reach the engine
-            for each in asked:
-                try:
-                    yield from self._batch([each])
-                except Exception as error:  # noqa: BLE001 - nothing may reach the engine
-                    yield f"{type(error).__name__}: {error}"
-
-    def _batch(self, asked: list[Asked]) -> list[float]:
-        if not asked:
-            return []
-        found = self._runtime.detector.score_batch(asked)
-        if len(found) != len(asked):
-            raise ValueError(f"{len(found)} scores for {len(asked)} steps")
-        return [float(score) for score in found]
 
     def close(self, item: GuardedRequest, output: Sequence[int]) -> None:
         """Ends a request: judges its unfinished step and writes its trace. What fails is logged, never raised."""
@@ -270,6 +266,7 @@ class EngineGuard:
                 weights=weights,
                 tokenizer_hash=self._runtime.tokenizer_hash,
                 request=item.monitor.request,
+                tenant=item.tenant,
                 prompt_ids=item.prompt,
                 output_ids=[int(t) for t in output],
                 steps=item.monitor.steps,
@@ -279,6 +276,27 @@ class EngineGuard:
                 self._spool.append(trace.keeping(item.monitor.policy.log_content))
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             log.error("trace %s was not written: %s", guard_id, error)
+
+
+def _scores(detector: Detector, asked: list[Asked]) -> Iterator[float | str]:
+    """A score for each, or what went wrong; where the batch fails, each step is tried by itself."""
+    try:
+        yield from _batch(detector, asked)
+    except Exception:  # noqa: BLE001 - nothing may reach the engine
+        for each in asked:
+            try:
+                yield from _batch(detector, [each])
+            except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+                yield f"{type(error).__name__}: {error}"
+
+
+def _batch(detector: Detector, asked: list[Asked]) -> list[float]:
+    if not asked:
+        return []
+    found = detector.score_batch(asked)
+    if len(found) != len(asked):
+        raise ValueError(f"{len(found)} scores for {len(asked)} steps")
+    return [float(score) for score in found]
 
 
 def _asked(item: GuardedRequest) -> Asked | None:

@@ -86,7 +86,7 @@ class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
         args = params.RequestArgs.model_validate(sampling.extra_args or {})
         if self._guard.stands_aside(args):
             return None
-        return rows.Row(self._guard.open(prompt, args.guard_id or next(self._anonymous), args.guard_probe), tokens)
+        return rows.Row(self._guard.open(prompt, args.guard_id or next(self._anonymous), args), tokens)
 
     def _finish(self, row: rows.Row | None) -> None:
         """A preempted row comes back as a new row with its old tokens, is replayed, and its later trace supersedes

@@ -33,7 +33,7 @@ ENGINE = "vllm-v2"
 @dataclass
 class _Slot:
     guard_id: str
-    probe: str | None
+    args: params.RequestArgs
     prompt: int = 0
     start: torch.Tensor | None = None
     """Prompt and earlier output on their way to the host."""
@@ -70,7 +70,7 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             args = params.RequestArgs.model_validate(sampling_params.extra_args or {})
             if self._guard.stands_aside(args):
                 return False
-            self._slots[req_idx] = _Slot(args.guard_id or next(self._anonymous), args.guard_probe)
+            self._slots[req_idx] = _Slot(args.guard_id or next(self._anonymous), args)
             return True
 
     def apply_staged_writes(self) -> None:
@@ -122,7 +122,7 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
         rows.read(self._guard, [slot.row for slot in self._slots.values() if slot.row and not slot.written])
 
     def _open(self, slot: _Slot, prompt: list[int], tokens: list[int]) -> None:
-        slot.row, slot.written = rows.Row(self._guard.open(prompt, slot.guard_id, slot.probe), tokens), False
+        slot.row, slot.written = rows.Row(self._guard.open(prompt, slot.guard_id, slot.args), tokens), False
 
     def _append(self, slot: _Slot, tokens: list[int]) -> None:
         """What follows the tokens that are known."""

@@ -9,13 +9,16 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from guard.sidecar.admin import RELOAD, reload
 from guard.sidecar.chat import chat, responses
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
+from guard.sidecar.gate import KeyGate
 from guard.sidecar.metrics import CONTENT_TYPE
 
 _POLL = 0.5
@@ -33,6 +36,8 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
             tasks.append(asyncio.create_task(sidecar.versions.run()))
         if sidecar.upstreams is not None:
             tasks.append(asyncio.create_task(sidecar.upstreams.run()))
+        if sidecar.reloader is not None:
+            tasks.append(asyncio.create_task(sidecar.reloader.run()))
         try:
             yield
         finally:
@@ -49,7 +54,9 @@ def create_app(sidecar: Sidecar, *, on_ready: Hook | None = None, on_lost: Hook 
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
+            Route(RELOAD, reload, methods=["POST"]),
         ],
+        middleware=[Middleware(KeyGate, sidecar=sidecar)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
         lifespan=lifespan,
     )

@@ -21,6 +21,7 @@ from guard.sidecar.errors import ApiError, Refused
 from guard.sidecar.firewall import Admitted
 from guard.sidecar.held import HeldExchange, cannot_hold
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import checked, sse_events, unreachable
 
 T = TypeVar("T")
@@ -44,8 +45,9 @@ async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Resp
     sidecar: Sidecar = request.app.state.sidecar
     try:
         admitted = await run_in_threadpool(admit, await _body(request, sidecar.max_body))
-        await sidecar.enter()
-        exchange = _exchange(sidecar, admitted)
+        tenant: Tenant = request.state.tenant
+        await sidecar.enter(tenant)
+        exchange = _exchange(sidecar, admitted, tenant)
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
@@ -58,15 +60,15 @@ async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Resp
         return error.response(exchange.headers)
 
 
-def _exchange(sidecar: Sidecar, admitted: Admitted) -> Exchange | HeldExchange:
-    if sidecar.policy.mode == "inject":
-        return Exchange(sidecar, admitted)
+def _exchange(sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> Exchange | HeldExchange:
+    if tenant.policy.mode == "inject" and sidecar.upstreams is None:
+        return Exchange(sidecar, admitted, tenant)
     reason = cannot_hold(admitted.body)
     if reason is None:
-        return HeldExchange(sidecar, admitted)
+        return HeldExchange(sidecar, admitted, tenant)
     if sidecar.upstreams is not None:
         raise Refused(f"{reason}, and the engine has no guard of its own that could inject instead.")
-    return Exchange(sidecar, admitted, fallback=reason)
+    return Exchange(sidecar, admitted, tenant, fallback=reason)
 
 
 async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Response:
@@ -77,13 +79,13 @@ async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Respons
 class Exchange:
     """One request under way: its guard id and what becomes of it."""
 
-    def __init__(self, sidecar: Sidecar, admitted: Admitted, *, fallback: str | None = None) -> None:
-        self.sidecar, self._fallback = sidecar, fallback
+    def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant, *, fallback: str | None = None) -> None:
+        self.sidecar, self.tenant, self._fallback = sidecar, tenant, fallback
         self.wants_usage, self.wording = admitted.wants_usage, admitted.wording
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
-        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id}}
+        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}}
         if sidecar.keep_special:
             self._body["skip_special_tokens"] = False
 
@@ -102,7 +104,7 @@ class Exchange:
         finally:
             self.sidecar.follower.forget(self.guard_id)
         self.headers[RECEIPT_HEADER] = proof.attached.compact()
-        if proof.broken and self.sidecar.closed:
+        if proof.broken and self.tenant.closed:
             raise unproven(proof)
         answer["reasonguard"] = proof.attached.model_dump(exclude_none=True)
         return JSONResponse(self.wording.whole(answer), headers=self.headers)
@@ -124,7 +126,7 @@ class Exchange:
         timeout = self.sidecar.receipt_wait if wait else 0.0
         trace = await self.sidecar.follower.wait(self.guard_id, delivered.covered_by, timeout)
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
-        policy = self.sidecar.policy
+        policy = self.tenant.policy
         proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
         self.sidecar.metrics.count(proof.attached, broken=proof.broken)
         return proof
@@ -204,7 +206,7 @@ class GuardedStream(StreamingResponse):
             "choices": [],
             "reasonguard": proof.attached.model_dump(exclude_none=True),
         }
-        if failure is None and proof.broken and self._exchange.sidecar.closed:
+        if failure is None and proof.broken and self._exchange.tenant.closed:
             failure = unproven(proof)
         if failure is not None:
             event |= failure.body()

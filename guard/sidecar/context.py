@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from guard.policy import Policy
@@ -14,12 +15,18 @@ from guard.sidecar.metrics import Metrics
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.probe import Probe
 from guard.sidecar.proof import Followed
+from guard.sidecar.quotas import Meter
 from guard.sidecar.receipts import WAIT_SECONDS, SpoolFollower
+from guard.sidecar.rules import Rules
+from guard.sidecar.tenants import Tenant, holder
 from guard.sidecar.upstream import Upstream
 from guard.sidecar.upstreams import Remote, Upstreams
 from guard.sidecar.versions import Served, Versions
 from guard.traces import Spool
 from guard.weights import BASE, Registry
+
+if TYPE_CHECKING:
+    from guard.sidecar.admin import Reloader
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Sidecar:
     """One engine's front. `alive` says whether the engine's process runs."""
 
     runtime: GuardRuntime
+    """Under the policy that applies where no key says otherwise."""
     upstream: Upstream
     follower: SpoolFollower
     firewall: Firewall
@@ -41,6 +49,12 @@ class Sidecar:
     served_name: str = "default"
     upstreams: Upstreams | None = None
     """Engines that ran already and have no guard of ours; None: `upstream` is the one engine, and has."""
+    detector: str | None = None
+    """See `Tenant.detector`."""
+    keys: Mapping[str, Tenant] | None = None
+    """Tenants by their key's hash; None: nobody is asked for a key."""
+    meter: Meter = field(default_factory=Meter)
+    reloader: Reloader | None = None
     versions: Versions | None = None
     """Follows a registry of promoted versions; None: the weights stay what they are."""
     keep_special: bool = False
@@ -52,6 +66,7 @@ class Sidecar:
     """Requests in mode `substitute` that are under way."""
 
     def __post_init__(self) -> None:
+        self.follower.charge = self.meter.charge
         self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
         for each in self.upstreams.remotes if self.upstreams is not None else ():
@@ -78,14 +93,26 @@ class Sidecar:
         return self.follower.held + len(self.holding)
 
     @property
+    def rules(self) -> Rules:
+        """What is in force."""
+        return Rules(Tenant("", self.runtime, self.detector), self.keys)
+
+    def adopt(self, rules: Rules) -> None:
+        """Puts other rules in force, for requests that begin from now on."""
+        self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
+        if isinstance(self.probe, Probe):
+            self.probe.tenant = rules.default
+        self.metrics.keys.set(len(rules.keys or {}))
+
+    def tenant(self, authorization: str) -> Tenant | None:
+        """Whose request this is, by its `Authorization` header; None: it has no key that is known here."""
+        rules = self.rules
+        return rules.default if rules.keys is None else holder(rules.keys, authorization)
+
+    @property
     def policy(self) -> Policy:
         """The policy in force."""
         return self.runtime.policy
-
-    @property
-    def closed(self) -> bool:
-        """Whether a response that is not proven guarded must be withheld."""
-        return self.policy.fail_mode == "closed"
 
     @property
     def serving(self) -> Served:
@@ -104,17 +131,17 @@ class Sidecar:
             return None
         return self.versions.broken or "the version in force is being loaded."
 
-    async def enter(self) -> None:
-        """Waits while weights are exchanged, then lets one request in, or not: see `check_open`."""
+    async def enter(self, tenant: Tenant) -> None:
+        """Waits while weights are exchanged, then lets a tenant's request in, or not: see `check_open`."""
         if self.versions is not None:
             await self.versions.gate.wait()
-        self.check_open()
+        self.check_open(tenant)
 
-    def check_open(self) -> None:
+    def check_open(self, tenant: Tenant) -> None:
         """ApiError 503 while no request may go on: a dead engine, or a guard that was never seen to work."""
         if not self.alive():
             raise ApiError(503, "engine_unavailable", "The engine has stopped.")
-        if self.closed and not self.probe.proven:
+        if tenant.closed and not self.probe.proven:
             raise ApiError(503, "not_ready", f"The guard has not been proven to work: {self.probe.reason}.")
         if self.exchanging is not None:
             raise ApiError(503, "not_ready", f"No request is taken: {self.exchanging}")
@@ -140,7 +167,7 @@ def build_sidecar(
 
     `upstreams`: engines that run already; `upstream` is then one of them, asked for the list of models.
     """
-    probe = Probe(upstream, follower, runtime, secret)
+    probe = Probe(upstream, follower, Tenant("", runtime), secret)
     sidecar = Sidecar(
         runtime=runtime,
         upstream=upstream,

@@ -22,6 +22,7 @@ from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, pro
 from guard.sidecar.scoring import Scorer
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.wording import dumped
 from guard.traces import Trace
 
@@ -45,8 +46,9 @@ def cannot_hold(body: dict[str, Any]) -> str | None:
 class HeldExchange:
     """One request under way; `start` it, then let its text out."""
 
-    def __init__(self, sidecar: Sidecar, admitted: Admitted) -> None:
-        self.sidecar, self.wants_usage, self.wording = sidecar, admitted.wants_usage, admitted.wording
+    def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> None:
+        self.sidecar, self.tenant, self.wants_usage = sidecar, tenant, admitted.wants_usage
+        self.wording = admitted.wording
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._proof: Proof | None = None
@@ -58,7 +60,7 @@ class HeldExchange:
 
     async def start(self) -> None:
         """Renders the prompt and reads the request; ApiError when the engine refuses it or is gone."""
-        body, runtime = self._body, self.sidecar.runtime
+        body, runtime = self._body, self.tenant.runtime
         asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
         try:
             self._engine = self.sidecar.take(self)
@@ -91,7 +93,7 @@ class HeldExchange:
             raise
         proof = await self.close()
         self.headers[RECEIPT_HEADER] = proof.attached.compact()
-        if proof.broken and self.sidecar.closed:
+        if proof.broken and self.tenant.closed:
             raise unproven(proof)
         message = {"role": "assistant", "content": said["content"], "reasoning": said["reasoning"] or None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._output.finish}
@@ -132,10 +134,10 @@ class HeldExchange:
         return proof
 
     async def _write(self) -> Proof:
-        delivered, policy = Delivered(len(self._output.delivered)), self.sidecar.policy
+        delivered, policy = Delivered(len(self._output.delivered)), self.tenant.policy
         trace = self._trace()
         try:
-            await run_in_threadpool(self.sidecar.spool.append, trace.keeping(self.sidecar.policy.log_content))
+            await run_in_threadpool(self.sidecar.spool.append, trace.keeping(policy.log_content))
             kept: Trace | None = trace
         except OSError:
             kept = None
@@ -179,12 +181,12 @@ class HeldExchange:
                 yield piece
 
     def _trace(self) -> Trace:
-        monitor, tokenizer, served = self._output.monitor, self.sidecar.runtime.tokenizer_hash, self.sidecar.serving
+        monitor, tokenizer, served = self._output.monitor, self.tenant.runtime.tokenizer_hash, self.sidecar.serving
         return Trace(
             guard_id=self.guard_id, created=time.time(), model=served.model, weights=served.weights,
             tokenizer_hash=tokenizer,
-            request=monitor.request, prompt_ids=self._prompt, output_ids=self._output.delivered,
-            steps=monitor.steps, receipt=monitor.receipt,
+            request=monitor.request, tenant=self.tenant.name, prompt_ids=self._prompt,
+            output_ids=self._output.delivered, steps=monitor.steps, receipt=monitor.receipt,
         )  # fmt: skip
 
 
@@ -216,7 +218,7 @@ class _HeldStream(StreamingResponse):
         except ApiError as error:
             failure = error
         proof = await exchange.close(lost="unavailable")
-        if failure is None and proof.broken and exchange.sidecar.closed:
+        if failure is None and proof.broken and exchange.tenant.closed:
             failure = unproven(proof)
         last: dict[str, Any] = {
             **exchange.head("chat.completion.chunk"), "choices": [],

@@ -21,7 +21,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         on = self.registry
         self.requests = Counter("reasonguard_requests", "Chat requests by how they ended.", ["outcome"], registry=on)
-        """Outcomes: guarded, shadow, unwatched, unproven, refused, engine_error, unavailable, disconnected."""
+        """Outcomes: guarded, shadow, unwatched, unproven, refused, unauthorized, limited, engine_error, unavailable,
+        disconnected."""
         self.steps = Counter("reasonguard_steps", "Steps that the guard saw.", ["kind"], registry=on)
         self.interventions = Counter("reasonguard_interventions", "Cues answered by a trigger.", registry=on)
         self.unanswered = Counter("reasonguard_unanswered_cues", "Cues that no trigger answered.", registry=on)
@@ -57,6 +58,11 @@ class Metrics:
         self.upstream_in_flight = Gauge(
             "reasonguard_upstream_requests_in_flight", "Requests that this upstream has.", ["upstream"], registry=on
         )
+        self.keys = Gauge("reasonguard_keys", "Keys in force.", registry=on)
+        self.reload_ok = Gauge("reasonguard_reload_ok", "0 while the last reload was refused.", registry=on)
+        self.reload_ok.set(1)
+        self.reloads = Counter("reasonguard_reloads", "Reloads by how they ended.", ["outcome"], registry=on)
+        """Outcomes: loaded, refused (what was in force stays)."""
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
 
     def watch_upstream(self, remote: Remote) -> None:

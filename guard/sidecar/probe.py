@@ -10,10 +10,12 @@ import asyncio
 import time
 import uuid
 
+from guard.engine.session import PROBE_POLICY
 from guard.runtime import GuardRuntime
 from guard.sidecar.errors import ApiError
 from guard.sidecar.proof import Delivered
 from guard.sidecar.receipts import SpoolFollower
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import Upstream
 from guard.traces import Trace
 
@@ -28,8 +30,10 @@ _STARTING = "the engine is starting"
 class Probe:
     """Sends the probe and remembers what came of it."""
 
-    def __init__(self, upstream: Upstream, follower: SpoolFollower, runtime: GuardRuntime, secret: str) -> None:
-        self._upstream, self._follower, self._runtime, self._secret = upstream, follower, runtime, secret
+    def __init__(self, upstream: Upstream, follower: SpoolFollower, tenant: Tenant, secret: str) -> None:
+        self._upstream, self._follower, self._secret = upstream, follower, secret
+        self.tenant = tenant
+        """Under whose policy and detector the proof stands."""
         self._lock = asyncio.Lock()
         self._tried = float("-inf")
         self._proved = float("-inf")
@@ -56,9 +60,14 @@ class Probe:
             await self._run()
             return self.reason
 
+    async def try_out(self, tenant: Tenant) -> str | None:
+        """Whether the engine forces a trigger under a tenant's rules: None, or why not. Proves nothing else;
+        ApiError when the engine cannot be reached."""
+        return await self._probe(tenant)
+
     async def _run(self) -> None:
         try:
-            self.reason = await self._probe()
+            self.reason = await self._probe(self.tenant)
         except ApiError as error:
             self.reason = error.message if self.proven else f"{_STARTING}: {error.message}"
             return
@@ -68,11 +77,11 @@ class Probe:
         if self.proven:
             self._proved = self._tried
 
-    async def _probe(self) -> str | None:
+    async def _probe(self, tenant: Tenant) -> str | None:
         guard_id = f"probe-{uuid.uuid4().hex}"
         self._follower.expect(guard_id)
         try:
-            response = await self._upstream.chat(self._body(guard_id), timeout=_TIMEOUT)
+            response = await self._upstream.chat(self._body(guard_id, tenant), timeout=_TIMEOUT)
             if response.status_code != 200:
                 return f"the engine answered the probe with HTTP {response.status_code}"
             delivered = Delivered(response.json()["usage"]["completion_tokens"])
@@ -81,14 +90,14 @@ class Probe:
             self._follower.forget(guard_id)
         if trace is not None and self.weights is not None and trace.weights != self.weights:
             return f"the engine runs weights {trace.weights or 'without a hash'}, not {self.weights}"
-        return probe_problem(trace, delivered, self._runtime)
+        return probe_problem(trace, delivered, tenant.runtime) or _other_rules(trace, tenant.runtime)
 
-    def _body(self, guard_id: str) -> dict[str, object]:
+    def _body(self, guard_id: str, tenant: Tenant) -> dict[str, object]:
         return {
             "messages": [{"role": "user", "content": "Say hello."}],
             "max_tokens": _MAX_TOKENS,
             "temperature": 0,
-            "vllm_xargs": {"guard_id": guard_id, "guard_probe": self._secret},
+            "vllm_xargs": {"guard_id": guard_id, "guard_probe": self._secret, **tenant.named(self._secret)},
         }
 
 
@@ -111,4 +120,16 @@ def probe_problem(trace: Trace | None, delivered: Delivered, runtime: GuardRunti
     wanted = {t.id: (t.plain, t.spaced, t.opening) for t in runtime.triggers}.get(done.trigger_id, ())
     if tuple(trace.output_ids[done.at : done.at + done.forced]) not in wanted:
         return "the probe's trigger is not in its output"
+    return None
+
+
+def _other_rules(trace: Trace | None, runtime: GuardRuntime) -> str | None:
+    """The engine did not take the rules that it was told of."""
+    if trace is None:
+        return None
+    receipt, policy = trace.receipt, runtime.policy.model_copy(update=PROBE_POLICY)
+    if receipt.policy_hash != policy.hash:
+        return f"the engine probed under policy {receipt.policy_hash}, not {policy.hash}"
+    if receipt.detector != runtime.detector.version:
+        return f"the engine's detector is {receipt.detector}, not {runtime.detector.version}"
     return None

@@ -47,6 +47,8 @@ class SpoolFollower:
         self._waiting = 0
         self.malformed = 0
         """Lines that were no trace."""
+        self.charge: Callable[[str, int], None] = lambda tenant, tokens: None
+        """Told of each tenant's tokens, prompt and output, as traces are written: also of those whose client left."""
 
     @property
     def held(self) -> int:
@@ -140,6 +142,13 @@ class SpoolFollower:
             self.malformed += 1
             return
         expected = self._expected.get(trace.guard_id)
+        if trace.tenant:
+            earlier = expected and expected.trace
+            self.charge(trace.tenant, _tokens(trace) - (_tokens(earlier) if earlier else 0))
         if expected is not None:
             expected.trace = trace
             expected.news.set()
+
+
+def _tokens(trace: Trace) -> int:
+    return trace.prompt_tokens + trace.output_tokens

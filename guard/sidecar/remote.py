@@ -29,7 +29,12 @@ ONLY = "the engines at --upstream have no guard of ours, so a cue can only be su
 
 def prepare_remote(settings: ServeSettings) -> Prepared:
     """Checks policy, model, detector, traces directory and every engine that answers; nothing is started."""
-    for given, option in ((settings.vllm_args, "-- VLLM ARGS"), (settings.versions, "--versions")):
+    for given, option in (
+        (settings.vllm_args, "-- VLLM ARGS"),
+        (settings.versions, "--versions"),
+        (settings.keys, "--keys"),
+        (settings.admin_token_file, "--admin-token-file"),
+    ):
         if given:
             raise UserError(f"{option} and --upstream do not go together", fix="`serve` starts no engine here")
     policy = substituting(load_policy(settings.policy))

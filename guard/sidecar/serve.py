@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import os
 import secrets
 import signal
 import socket
@@ -21,6 +23,7 @@ from guard.engine.session import EngineSettings
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
+from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.app import create_app
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
@@ -28,6 +31,7 @@ from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.receipts import SpoolFollower
+from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
 from guard.traces import Spool
@@ -51,6 +55,10 @@ class ServeSettings:
     versions: Path | None = None
     """Registry whose version in force is loaded, and followed."""
     vllm_args: tuple[str, ...] = ()
+    keys: Path | None = None
+    """File of keys; None: whoever reaches the port may ask."""
+    admin_token_file: Path | None = None
+    """Opens `POST /guard/admin/reload`; the environment can as well."""
     upstreams: tuple[str, ...] = ()
     """URLs of engines that run already; empty: `serve` starts one."""
 
@@ -73,6 +81,9 @@ def prepare(settings: ServeSettings) -> Prepared:
     model = find_model(settings.model)
     runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
     traces = settings.traces.resolve()
+    detectors = traces / "detectors"
+    reader = RulesReader(Sources(settings.policy, settings.detector, settings.keys, detectors), runtime)
+    rules, token = reader.read(), admin_token(settings.admin_token_file)
     spool = Spool(traces)
     secret = secrets.token_urlsafe(32)
     command = build_command(
@@ -80,6 +91,7 @@ def prepare(settings: ServeSettings) -> Prepared:
         EngineSettings(
             policy=settings.policy.resolve() if settings.policy else None,
             detector=settings.detector.resolve() if settings.detector else None,
+            detectors=detectors,
             spool=traces,
             secret=secret,
         ),
@@ -107,6 +119,8 @@ def prepare(settings: ServeSettings) -> Prepared:
         registry=None if settings.versions is None else Registry(settings.versions),
         weights=weights,
     )
+    sidecar.adopt(rules)
+    sidecar.reloader = Reloader(sidecar, reader, token)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     return Prepared(engine, sidecar, model, feeder)
@@ -146,6 +160,11 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         if parts.sidecar.upstreams is not None:
             states = ", ".join(f"{n} {state}" for n, state in parts.sidecar.upstreams.states.items())
             console.print(f"Substitution only: the upstreams have no guard of their own ({states})", markup=False)
+        if parts.sidecar.keys is None and not is_loopback(settings.host):
+            console.print(
+                f"Warning: whoever reaches {settings.host}:{port} may ask: give --keys FILE, or put a gateway in front",
+                markup=False, style="bold red",
+            )  # fmt: skip
         if parts.feeder.problem is not None:
             console.print(f"The store is not fed yet: {parts.feeder.problem}", markup=False)
 
@@ -160,7 +179,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
     )
-    with status:
+    with status, _reload_by_signal(parts.sidecar.reloader):
         server.run(sockets=[listener])
     if engine is not None and not engine.alive and not parts.sidecar.probe.proven:
         raise UserError("The engine stopped while it was starting", got=engine.last_words(1), fix=f"Read {engine.log}")
@@ -179,6 +198,44 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"Cannot listen on {host}:{port}", got=reason, fix="Give another --port") from error
         yield listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen on."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def _reload_by_signal(reloader: Reloader | None) -> Iterator[None]:
+    """SIGHUP reloads, unless it comes because the terminal that `serve` was started at is gone: then `serve` ends."""
+    had_terminal = has_terminal()
+
+    def hang_up(number: int, frame: object) -> None:
+        if reloader is None or (had_terminal and not has_terminal()):
+            # uvicorn attends to this one, and lets requests end.
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            reloader.soon()
+
+    before = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a terminal that could be closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

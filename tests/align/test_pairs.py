@@ -38,7 +38,24 @@ def make(pair: int = 1, **changes: object) -> Pair:
     ],
 )
 def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: int | None, kept: list[int]) -> None:
-    assert cut(ids, Scope(steps=steps), TABLE, LIMITS) == kept
+    assert cut(ids, steps, TABLE, LIMITS) == kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope", "sides"),
+    [
+        ("intervened", Scope(), ([1, 2], [3])),
+        ("benign", Scope(), ([1, 2, 3, 0], [3])),
+        ("benign", Scope(benign_steps=1), ([1, 2], [3])),
+        ("benign", Scope(benign_steps=None), ([1, 2, 3, 0, 4], [3])),
+        ("benign", Scope(steps=None, benign_steps=None), ([1, 2, 3, 0, 4], [3, 2, 1])),
+    ],
+)
+def test_a_benign_pairs_own_side_goes_on_to_where_its_reasoning_closes(
+    kind: str, scope: Scope, sides: tuple[list[int], list[int]]
+) -> None:
+    pair = make(kind=kind, chosen_ids=[1, 2, 3, 0, 4], rejected_ids=[3, 2, 1])
+    assert scope.cut(pair, TABLE, LIMITS) == sides
 
 
 def test_dedupe_drops_repeats_and_keeps_the_quotas() -> None:

@@ -20,11 +20,11 @@ from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores
 from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
-from classifiers.head_fit import calibrate, fit_heads
+from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
 from classifiers.labels import LabelledTrace
 from classifiers.network import Heads, StepNetwork, base_directory
 from classifiers.normalise import normalise
-from classifiers.tune import UNSURE_WEIGHT, TuneConfig, disguise_source, step_loss, tune
+from classifiers.tune import UNSURE_WEIGHT, TuneConfig, disguise_source, step_loss, step_weights, tune
 from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
 from guard.errors import UserError
 from tests.classifiers.conftest import TINY, tiny_traces
@@ -93,6 +93,26 @@ def test_step_loss_weighs_doubtful_steps_less() -> None:
     each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
     wanted = (each[0] + UNSURE_WEIGHT * each[1]) / (1 + UNSURE_WEIGHT)
     assert step_loss(logits, [(trace, 0, 2)]).item() == pytest.approx(wanted.item())
+
+
+def test_a_cue_weighs_what_it_is_told_to() -> None:
+    trace = LabelledTrace("1", "s", "r", "harmful", ("a", "b", "c"), ("cue", "trigger", "cue"), frozenset({2}))
+    assert step_weights(trace, 3.0) == [3.0, 1.0, 3.0 * UNSURE_WEIGHT]
+    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0]])
+    each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
+    assert step_loss(logits, [(trace, 0, 2)], 3.0).item() == pytest.approx(((3 * each[0] + each[1]) / 4).item())
+
+
+def test_heads_trained_with_heavier_cues_call_more_steps_cues(tiny: Path) -> None:
+    encoder = Detector.load(tiny).encoder
+    traces = encode_traces(encoder, tiny_traces())
+    risk = RiskVectors(np.zeros((0, 32), np.float32), np.zeros(0, np.float32))
+    means = []
+    for cue_weight in (0.1, 10.0):
+        config = HeadConfig(epochs=1, lr=5e-3, batch=16, cue_weight=cue_weight)
+        heads = fit_heads(traces, traces, risk, config)
+        means.append(np.mean(np.concatenate([each.scores for each in score_traces(heads, traces)])))
+    assert means[0] + 0.2 < means[1], means
 
 
 def test_the_giveaway_word_of_a_source_is_disguised() -> None:

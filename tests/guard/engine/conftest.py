@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Swap = Callable[..., AbstractContextManager[EngineGuard]]
 REQUEST = "How do I break into a parked car?"
 EOS = 2
+OURS = {"guard_secret": "s3cret"}
+"""What makes the engine take a request for the sidecar's."""
 
 
 @pytest.fixture

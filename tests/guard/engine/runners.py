@@ -118,8 +118,10 @@ class V2Runner:
 
     def free_slot(self, name: str) -> None:
         """Finished or preempted: the runner tells nobody."""
+        # vLLM's runner ends requests before it adds others: none goes before its history was written.
+        if any(other == name for other, _ in self.todo):
+            self.flush()
         self.free.append(self.slot_of.pop(name))
-        self.todo = [(other, ids) for other, ids in self.todo if other != name]
 
     def flush(self) -> None:
         """Writes what was staged, then `apply_staged_writes`, as each engine step begins."""

@@ -21,7 +21,7 @@ from guard.engine.v1 import ENGINE
 from guard.errors import UserError
 from guard.policy import Policy
 from tests.conftest import Engine
-from tests.guard.engine.conftest import EOS, REQUEST, Script, Swap
+from tests.guard.engine.conftest import EOS, OURS, REQUEST, Script, Swap
 from tests.guard.engine.test_v1_engine import check_corrected, trigger_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ ERRORS = {"request": "request: MemoryError: no context", "raises": "detector: Va
 @pytest.mark.parametrize("fault", ERRORS)
 def test_under_open_a_failing_detector_changes_no_text(engine: Engine, script: Script, swap: Swap, fault: str) -> None:
     with swap(policy=Policy(fail_mode="open"), detector=Failing(fault)):
-        (reply,) = engine.run([(REQUEST, {})])
+        (reply,) = engine.run([(REQUEST, {"extra_args": OURS})])
     assert (reply.ids, reply.finish) == (script.comply, "stop")
     assert reply.trace is not None
     receipt = reply.trace.receipt
@@ -105,7 +105,7 @@ def test_a_bug_in_the_monitor_never_reaches_the_engine(
             return item
 
         monkeypatch.setattr(guard, "open", broken)
-        (reply,) = engine.run([(REQUEST, {})])
+        (reply,) = engine.run([(REQUEST, {"extra_args": OURS})])
     assert reply.ids == ([script.opening[0], EOS] if fail_mode == "closed" else script.comply)
     assert reply.trace is not None
     assert reply.trace.receipt.errors == ["observe: RuntimeError: a bug"]

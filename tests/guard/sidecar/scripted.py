@@ -41,6 +41,8 @@ class ScriptedEngine:
     spool: Path
     traces: Callable[[str], list[Trace]]
     """The traces written for a guard id when its generation ends."""
+    tokens: int = len(WORDS)
+    """How many it says that it generated."""
     status: int = 200
     stop_reason: str | None = None
     break_after: int | None = None
@@ -110,9 +112,8 @@ class ScriptedEngine:
         for trace in self.traces(self.body.get("vllm_xargs", {}).get("guard_id", "")):
             Spool(self.spool).append(trace)
 
-    @staticmethod
-    def _usage() -> dict[str, int]:
-        return {"prompt_tokens": 1, "completion_tokens": len(WORDS), "total_tokens": 1 + len(WORDS)}
+    def _usage(self) -> dict[str, int]:
+        return {"prompt_tokens": 1, "completion_tokens": self.tokens, "total_tokens": 1 + self.tokens}
 
 
 def _event(**fields: Any) -> str:

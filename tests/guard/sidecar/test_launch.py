@@ -42,7 +42,7 @@ def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
     assert option(made, "--logits-processors") == FQCN
     assert option(made, "--middleware") == f"{EngineLock.__module__}.{EngineLock.__name__}"
     assert json.loads(option(made, "--additional-config")) == {"reasonguard": {
-        "policy": None, "detector": None, "spool": str(tmp_path), "allow_off": False, "secret": "s",
+        "policy": None, "detector": None, "detectors": None, "spool": str(tmp_path), "allow_off": False, "secret": "s",
     }}  # fmt: skip
     assert (option(made, "--host"), made.url) == ("127.0.0.1", f"http://127.0.0.1:{option(made, '--port')}")
     assert (option(made, "--reasoning-parser"), option(made, "--served-model-name")) == ("p", "m")

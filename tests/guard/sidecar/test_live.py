@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,20 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
+from classifiers.artifact import MANIFEST_FILE
+from classifiers.detector import DEFAULT
+from guard.keys import hash_of
+from guard.policy import Policy
+from guard.sidecar.admin import RELOAD, Reloader
 from guard.sidecar.app import create_app
 from guard.sidecar.remote_check import check_remote
 from guard.sidecar.remote_probe import prove_substitution
+from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.serve import Prepared, ServeSettings, prepare
 from guard.sidecar.upstream import COMPLETIONS, Upstream
-from guard.traces import read_traces
+from guard.traces import Trace, read_traces
 from guard.triggers import POOL
 from tests.conformance.gateway import Gateway
 from tests.conformance.run import results
@@ -261,15 +269,97 @@ def test_substitution_streams_what_it_answers_in_one_piece(substituting: Live) -
 
 def test_what_cannot_be_held_back_is_injected_into_and_says_so(substituting: Live) -> None:
     answer = substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).json()
-    # The engine runs another policy here, so the proof fails closed; the mode and its reason are what is shown.
-    assert answer["error"]["code"] == "not_guarded"
-    receipt = json.loads(
-        substituting.http.post("/v1/chat/completions", json={**HARMFUL, "stop": ["zebra"]}).headers[
-            "x-reasonguard-receipt"
-        ]
-    )
-    assert receipt["mode"] == "inject"
+    assert answer["choices"][0]["message"]["reasoning"].strip() in turned()
+    receipt = answer["reasonguard"]
+    assert (receipt["mode"], receipt["guarded"], receipt["interventions"]) == ("inject", True, 1)
+    assert receipt["policy_hash"] == substituting.parts.sidecar.policy.hash
     assert receipt["fallback"] == "`stop`: stop strings are found by the engine, in text that may be taken back"
+
+
+class Operator:
+    """Files of rules before the running server, and the operator's token."""
+
+    def __init__(self, live: Live, directory: Path) -> None:
+        self.live, self.directory = live, directory
+        self.detector = shutil.copytree(DEFAULT, directory / "detector")
+        sidecar = live.parts.sidecar
+        sources = Sources(directory / "policy.yaml", self.detector, directory / "keys.yaml", live.spool / "detectors")
+        sidecar.reloader = Reloader(sidecar, RulesReader(sources, sidecar.runtime), "an-operators-token")
+
+    def reload(self, policy: dict[str, Any], **keys: dict[str, Any]) -> httpx.Response:
+        """Writes a policy for everyone and one per key, and has them taken over."""
+        (self.directory / "policy.yaml").write_text(yaml.safe_dump(policy))
+        for name, own in keys.items():
+            (self.directory / f"{name}.yaml").write_text(yaml.safe_dump(own))
+        entries = [{"name": name, "hash": hash_of(f"rg-{name}"), "policy": f"{name}.yaml"} for name in keys]
+        (self.directory / "keys.yaml").write_text(yaml.safe_dump({"keys": entries}))
+        return self.live.http.post(RELOAD, headers={"authorization": "Bearer an-operators-token"})
+
+    def chat(self, name: str, **body: Any) -> tuple[dict[str, Any], Trace]:
+        """One key's answer and its trace."""
+        headers = {"authorization": f"Bearer rg-{name}"}
+        response = self.live.http.post("/v1/chat/completions", json={**HARMFUL, **body}, headers=headers)
+        assert response.status_code == 200, response.text
+        guard_id = response.headers["x-reasonguard-id"]
+        return response.json(), next(t for t in read_traces(self.live.spool)[0] if t.guard_id == guard_id)
+
+
+@pytest.fixture
+def operator(live: Live, tmp_path: Path) -> Iterator[Operator]:
+    """The running server with a reloader over files; at the end its own rules are back."""
+    sidecar = live.parts.sidecar
+    before, reloader = sidecar.rules, sidecar.reloader
+    yield Operator(live, tmp_path)
+    sidecar.adopt(before)
+    sidecar.reloader = reloader
+
+
+def test_the_engine_enforces_each_keys_policy_and_a_reload_needs_no_restart(operator: Operator) -> None:
+    own = {"name": "one", "triggers": ["victim"]}
+    held = {"name": "held", "mode": "substitute", "triggers": ["danger"], "log_content": "ids"}
+    watched = {"name": "watched", "shadow": True}
+    taken = operator.reload({}, a=own, b=held, c=watched)
+    assert (taken.status_code, taken.json()["problem"]) == (200, None)
+    assert operator.live.http.post("/v1/chat/completions", json=HARMFUL).status_code == 401
+    texts = {t.id: t.text for t in POOL}
+    wanted = {
+        "a": (f"{OPENING} {CUE} {texts['victim']} {REFUSAL_STEP}", Policy.model_validate(own), "vllm-v1", True),
+        "b": (f"{OPENING} {texts['danger']} {REFUSAL_STEP}", Policy.model_validate(held), "sidecar", True),
+        "c": (f"{OPENING} {CUE} {' '.join(PLAN)}", Policy.model_validate(watched), "vllm-v1", False),
+    }
+    for name, (said, policy, engine, guarded) in wanted.items():
+        answer, trace = operator.chat(name)
+        assert answer["choices"][0]["message"]["reasoning"].strip() == said
+        receipt = answer["reasonguard"]
+        assert (receipt["policy_hash"], receipt["engine"], receipt["guarded"]) == (policy.hash, engine, guarded)
+        assert (trace.tenant, trace.receipt.policy_hash, trace.log_content) == (name, policy.hash, policy.log_content)
+    # What cannot be held back is injected into, by the engine and under the same policy.
+    answer, trace = operator.chat("b", stop=["zebra"])
+    assert answer["choices"][0]["message"]["reasoning"].strip() == (f"{OPENING} {CUE} {texts['danger']} {REFUSAL_STEP}")
+    assert (answer["reasonguard"]["mode"], trace.tenant, trace.receipt.engine) == ("inject", "b", "vllm-v1")
+    assert operator.reload({}, a=watched).status_code == 200
+    assert operator.chat("a")[0]["reasonguard"]["policy"] == "watched"
+
+
+def test_a_detector_is_taken_over_by_the_running_engine(operator: Operator) -> None:
+    manifest = operator.detector / MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": 0.0}))
+    assert operator.reload({}, a={"ladder": ["trigger"]}).status_code == 200
+    answer, trace = operator.chat("a")
+    # Every step is a cue now, so the very first one is answered.
+    (item,) = trace.receipt.interventions
+    assert (trace.steps[item.step].start, trace.steps[item.step].cue) == (0, True)
+    assert answer["choices"][0]["message"]["reasoning"].startswith(OPENING + " ")
+    assert CUE not in answer["choices"][0]["message"]["reasoning"]
+    assert answer["reasonguard"]["guarded"] is True
+    # A damaged one changes nothing.
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": 0.5}))
+    (operator.detector / "head.onnx").write_bytes(b"")
+    refused = operator.reload({}, a={})
+    assert (refused.status_code, refused.json()["reloaded"]) == (409, False)
+    assert "is damaged" in refused.json()["problem"]
+    assert operator.live.metric("reasonguard_reload_ok") == 0
+    assert operator.chat("a")[1].steps[0].cue is True
 
 
 def test_a_stranger_cannot_make_the_engines_guard_stand_aside(live: Live) -> None:

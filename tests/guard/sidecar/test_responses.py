@@ -64,7 +64,7 @@ def test_the_engine_is_asked_for_a_chat_and_the_receipt_comes_along(start: Any) 
     response = http.post("/v1/responses", json=BODY)
     answer = response.json()
     assert engine.body["messages"] == [{"role": "user", "content": "Hello"}]
-    assert engine.body["vllm_xargs"] == {"guard_id": answer["reasonguard"]["guard_id"]}
+    assert engine.body["vllm_xargs"]["guard_id"] == answer["reasonguard"]["guard_id"]
     assert json.loads(response.headers["x-reasonguard-receipt"]) == answer["reasonguard"]
     assert (answer["status"], answer["model"], answer["reasonguard"]["guarded"]) == ("completed", "m", True)
     (message,) = answer["output"]

@@ -99,7 +99,7 @@ def test_unary_carries_its_receipt_in_header_and_body(start: Start) -> None:
     assert front.engine.body == {
         "temperature": 0.5,
         "messages": [{"role": "user", "content": "Hello"}],
-        "vllm_xargs": {"guard_id": wanted["guard_id"]},
+        "vllm_xargs": {"guard_id": wanted["guard_id"], "guard_secret": "s", "guard_policy": Policy().canonical},
     }
     assert front.counted() == {"guarded": 1}
     assert front.sidecar.follower.held == 0
