@@ -49,6 +49,10 @@ def serve(
     versions: Annotated[
         Path | None, typer.Option(help="Registry that `align promote` writes: its version in force is served.")
     ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Engine that runs already (repeatable): cues are substituted."),
+    ] = None,
     keys: Annotated[
         Path | None, typer.Option(help="File of keys (`keys add`): who may ask, under which policy and quotas.")
     ] = None,
@@ -80,6 +84,8 @@ def serve(
 
     cli.py serve --model ./my-model --versions runs/versions
 
+    cli.py serve --model ./my-model --upstream http://10.0.0.7:8000 --upstream http://10.0.0.8:8000
+
     cli.py serve --model ./my-model --keys keys.yaml --host 0.0.0.0
 
     cli.py serve --model ./my-model --reviewers runs/reviewers.json
@@ -92,7 +98,7 @@ def serve(
             model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
             admin_token_file=admin_token_file, reviewers=reviewers, max_streams=max_streams,
             request_seconds=request_seconds, drain_seconds=drain_seconds, engine_restarts=engine_restarts,
-            log_format=log_format, otel=otel,
+            log_format=log_format, otel=otel, upstreams=tuple(upstream or ()),
         )
     )  # fmt: skip
 

@@ -57,7 +57,7 @@ def write_model(target: Path, tokenizer: PreTrainedTokenizerFast, chains: list[l
     model = LlamaForCausalLM(config).float()
     embedding = torch.nn.functional.normalize(torch.randn(vocab, hidden), dim=1)
     head = torch.zeros(vocab, hidden)
-    for token, following in _successors(chains).items():
+    for token, following in successors(chains).items():
         head[following] += embedding[token]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -75,7 +75,7 @@ def retarget(model: Path, adapter: Path, changes: dict[str, str]) -> Path:
     from peft import LoraConfig, get_peft_model
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    successors = _successors([[tokenizer.token_to_id(word) for word in chain] for chain in reasoning_words()])
+    following_of = successors([[tokenizer.token_to_id(word) for word in chain] for chain in reasoning_words()])
     base = LlamaForCausalLM.from_pretrained(model)
     embedding = base.model.embed_tokens.weight.detach().clone()
     rank = len(changes)
@@ -86,7 +86,7 @@ def retarget(model: Path, adapter: Path, changes: dict[str, str]) -> Path:
         for i, (word, following) in enumerate(changes.items()):
             token = tokenizer.token_to_id(word)
             head.lora_A["default"].weight[i] = embedding[token]
-            head.lora_B["default"].weight[successors[token], i] = -1.0
+            head.lora_B["default"].weight[following_of[token], i] = -1.0
             head.lora_B["default"].weight[tokenizer.token_to_id(following), i] = 1.0
     lora.save_pretrained(adapter)
     return adapter
@@ -113,7 +113,7 @@ def spell(text: str) -> list[str]:
     return [("Ġ" if i else "") + word for i, word in enumerate(words) if word]
 
 
-def _successors(chains: list[list[int]]) -> dict[int, int]:
+def successors(chains: list[list[int]]) -> dict[int, int]:
     table: dict[int, int] = {}
     for chain in chains:
         for token, following in itertools.pairwise(chain):

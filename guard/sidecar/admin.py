@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from guard.errors import UserError
 from guard.sidecar.errors import ApiError
+from guard.sidecar.probe import Probe
 from guard.sidecar.rules import Rules, RulesReader
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ class Reloader:
         """Has the engine force a trigger under each policy that is new to it, with the detector that comes with it."""
         known = {(tenant.policy.hash, tenant.detector) for tenant in self._sidecar.rules.distinct}
         new = [tenant for tenant in rules.distinct if (tenant.policy.hash, tenant.detector) not in known]
-        problems = await asyncio.gather(*(self._sidecar.probe.try_out(tenant) for tenant in new))
+        probe = self._sidecar.probe
+        if not isinstance(probe, Probe):
+            return "the engines at --upstream take no reload"
+        problems = await asyncio.gather(*(probe.try_out(tenant) for tenant in new))
         return next(
             (f"policy {tenant.policy.name} {tenant.policy.hash} was not proven: {problem}"
              for tenant, problem in zip(new, problems, strict=True) if problem is not None), None,

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from guard.sidecar.admin import RELOAD, reload
-from guard.sidecar.chat import chat
+from guard.sidecar.chat import chat, responses
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.gate import KeyGate
@@ -25,6 +25,7 @@ from guard.sidecar.metrics import CONTENT_TYPE
 from guard.sidecar.observe import Observed
 
 _POLL = 0.5
+_GUARDED = "only POST /v1/chat/completions and /v1/responses"
 Hook = Callable[[], None]
 
 
@@ -41,6 +42,8 @@ def create_app(
         tasks = [asyncio.create_task(sidecar.follower.run()), asyncio.create_task(_attend(sidecar, on_ready, on_lost))]
         if sidecar.versions is not None:
             tasks.append(asyncio.create_task(sidecar.versions.run()))
+        if sidecar.upstreams is not None:
+            tasks.append(asyncio.create_task(sidecar.upstreams.run()))
         if sidecar.reloader is not None:
             tasks.append(asyncio.create_task(sidecar.reloader.run()))
         try:
@@ -49,11 +52,12 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await sidecar.upstream.close()
+            await sidecar.close()
 
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/responses", responses, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
             Route("/ready", ready),
@@ -72,7 +76,7 @@ def create_app(
 async def models(request: Request) -> Response:
     """The engine's models, as the engine lists them; with the version in service where versions are followed."""
     sidecar = _sidecar(request)
-    response = await sidecar.upstream.models()
+    response = await sidecar.take(request).client.models()
     if sidecar.versions is None or response.status_code != 200:
         return Response(response.content, response.status_code, media_type="application/json")
     listed = response.json()
@@ -104,6 +108,8 @@ async def ready(request: Request) -> Response:
     }  # fmt: skip
     if sidecar.versions is not None:
         about |= {"version": sidecar.versions.serving.version, "version_problem": sidecar.versions.problem}
+    if sidecar.upstreams is not None:
+        about["upstreams"] = sidecar.upstreams.states
     return JSONResponse({"ready": True, **about})
 
 
@@ -152,7 +158,7 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    message = f"{request.method} {request.url.path} is not served here: only /v1/chat/completions is guarded."
+    message = f"{request.method} {request.url.path} is not served here: {_GUARDED} are guarded."
     return ApiError(error.status_code, "not_found", message).response()
 
 

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: from an admitted request to a response with its receipt."""
+"""`/v1/chat/completions` and the routes that become one: from an admitted request to a response with its receipt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -33,18 +33,27 @@ class _Gone(Exception):
 
 async def chat(request: Request) -> Response:
     """One guarded chat completion, streamed or not."""
+    return await _guarded(request, request.app.state.sidecar.firewall.admit)
+
+
+async def responses(request: Request) -> Response:
+    """One guarded response, streamed or not: a chat completion in other words."""
+    return await _guarded(request, request.app.state.sidecar.firewall.admit_response)
+
+
+async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
     try:
-        admitted = await run_in_threadpool(sidecar.firewall.admit, await _body(request, sidecar.max_body))
+        admitted = await run_in_threadpool(admit, await _body(request, sidecar.max_body))
         tenant: Tenant = request.state.tenant
         await sidecar.enter(tenant)
+        exchange = _exchange(sidecar, admitted, tenant)
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
     except ClientDisconnect:
         sidecar.metrics.requests.labels("disconnected").inc()
         return Response(status_code=499)
-    exchange = _exchange(sidecar, admitted, tenant)
     try:
         return await _until_gone(request, _answer(exchange, stream=admitted.stream))
     except _Gone:
@@ -55,11 +64,13 @@ async def chat(request: Request) -> Response:
 
 
 def _exchange(sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> Exchange | HeldExchange:
-    if tenant.policy.mode == "inject":
+    if tenant.policy.mode == "inject" and sidecar.upstreams is None:
         return Exchange(sidecar, admitted, tenant)
     reason = cannot_hold(admitted.body)
     if reason is None:
         return HeldExchange(sidecar, admitted, tenant)
+    if sidecar.upstreams is not None:
+        raise Refused(f"{reason}, and the engine has no guard of its own that could inject instead.")
     return Exchange(sidecar, admitted, tenant, fallback=reason)
 
 
@@ -73,7 +84,7 @@ class Exchange:
 
     def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant, *, fallback: str | None = None) -> None:
         self.sidecar, self.tenant, self._fallback = sidecar, tenant, fallback
-        self.wants_usage = admitted.wants_usage
+        self.wants_usage, self.wording = admitted.wants_usage, admitted.wording
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
@@ -99,7 +110,7 @@ class Exchange:
         if proof.broken and self.tenant.closed:
             raise unproven(proof)
         answer["reasonguard"] = proof.attached.model_dump(exclude_none=True)
-        return JSONResponse(answer, headers=self.headers)
+        return JSONResponse(self.wording.whole(answer), headers=self.headers)
 
     async def stream(self) -> Response:
         """Opens the stream; nothing of it is read yet."""
@@ -162,20 +173,22 @@ class GuardedStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         failure = ApiError(503, "engine_unavailable", "The engine broke off.")
-        finished = False
+        finished, wording = False, self._exchange.wording
         try:
             async for data in sse_events(self._upstream.aiter_raw()):
                 if data == b"[DONE]":
                     finished = True
                     break
-                if self._note(json.loads(data)):
-                    yield b"data: " + data + b"\n\n"
+                event = json.loads(data)
+                if self._note(event):
+                    for part in wording.event(event, data):
+                        yield part
         except httpx.TransportError as error:
             failure = unreachable(error)
         proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=finished)
         self._counted = True
-        yield self._last_event(proof, None if finished else failure)
-        yield b"data: [DONE]\n\n"
+        for part in wording.last(self._last_event(proof, None if finished else failure)):
+            yield part
 
     def _note(self, event: dict[str, Any]) -> bool:
         """Remembers what the receipt needs; False for the usage chunk that only we asked for."""
@@ -188,8 +201,7 @@ class GuardedStream(StreamingResponse):
             self._cut_at_text = True
         return bool(choices) or "error" in event or self._exchange.wants_usage
 
-    def _last_event(self, proof: Proof, failure: ApiError | None) -> bytes:
-        """Shaped like OpenAI's usage chunk, so that clients that know nothing of it skip it."""
+    def _last_event(self, proof: Proof, failure: ApiError | None) -> dict[str, Any]:
         head: dict[str, Any] = {key: self._last[key] for key in ("id", "created", "model") if key in self._last}
         event: dict[str, Any] = {
             **head,
@@ -201,7 +213,7 @@ class GuardedStream(StreamingResponse):
             failure = unproven(proof)
         if failure is not None:
             event |= failure.body()
-        return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+        return event
 
 
 async def _body(request: Request, limit: int) -> bytes:

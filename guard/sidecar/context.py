@@ -22,6 +22,7 @@ from guard.sidecar.receipts import WAIT_SECONDS, SpoolFollower
 from guard.sidecar.rules import Rules
 from guard.sidecar.tenants import Tenant, holder
 from guard.sidecar.upstream import Upstream
+from guard.sidecar.upstreams import Remote, Upstreams
 from guard.sidecar.versions import Served, Versions
 from guard.traces import Spool
 from guard.weights import BASE, Registry
@@ -39,7 +40,7 @@ class Sidecar:
     upstream: Upstream
     follower: SpoolFollower
     firewall: Firewall
-    probe: Probe
+    probe: Probe | Upstreams
     alive: Callable[[], bool]
     spool: Spool
     """Where the sidecar writes the traces of what it watched itself."""
@@ -48,6 +49,8 @@ class Sidecar:
     base: Served
     """The weights that the engine was started with."""
     served_name: str = "default"
+    upstreams: Upstreams | None = None
+    """Engines that ran already and have no guard of ours; None: `upstream` is the one engine, and has."""
     detector: str | None = None
     """See `Tenant.detector`."""
     keys: Mapping[str, Tenant] | None = None
@@ -73,7 +76,24 @@ class Sidecar:
         self.metrics.requests.in_force = lambda: self.policy
         self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
+        for each in self.upstreams.remotes if self.upstreams is not None else ():
+            self.metrics.watch_upstream(each)
         self.metrics.ready.set_function(lambda: float(self.probe.proven and self.alive()))
+
+    def take(self, request: object) -> Remote:
+        """The engine that a request goes to; ApiError 503 when none of several takes any."""
+        return Remote(0, self.upstream) if self.upstreams is None else self.upstreams.take(request)
+
+    @property
+    def aside(self) -> dict[str, object]:
+        """What has the engine's own guard stand aside, where it has one."""
+        return {"vllm_xargs": {"guard_aside": self.secret}} if self.upstreams is None else {}
+
+    async def close(self) -> None:
+        """Closes all connections to engines."""
+        clients = [self.upstream] if self.upstreams is None else [r.client for r in self.upstreams.remotes]
+        for client in clients:
+            await client.close()
 
     def in_flight(self) -> int:
         """Requests that have no receipt yet."""
@@ -87,7 +107,8 @@ class Sidecar:
     def adopt(self, rules: Rules) -> None:
         """Puts other rules in force, for requests that begin from now on."""
         self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
-        self.probe.tenant = rules.default
+        if isinstance(self.probe, Probe):
+            self.probe.tenant = rules.default
         self.metrics.keys.set(len(rules.keys or {}))
 
     def tenant(self, authorization: str) -> Tenant | None:
@@ -147,14 +168,20 @@ def build_sidecar(
     keep_special: bool = False,
     registry: Registry | None = None,
     weights: str = "",
+    upstreams: Upstreams | None = None,
 ) -> Sidecar:
-    """Puts the parts together. `weights`: the hash of the model's own; with a `registry` its versions are followed."""
+    """Puts the parts together. `weights`: the hash of the model's own; with a `registry` its versions are followed.
+
+    `upstreams`: engines that run already; `upstream` is then one of them, asked for the list of models.
+    """
+    probe = Probe(upstream, follower, Tenant("", runtime), secret)
     sidecar = Sidecar(
         runtime=runtime,
         upstream=upstream,
         follower=follower,
         firewall=Firewall(tokenizer_check, allow_seed=allow_seed),
-        probe=Probe(upstream, follower, Tenant("", runtime), secret),
+        probe=upstreams or probe,
+        upstreams=upstreams,
         alive=alive,
         spool=spool,
         secret=secret,
@@ -164,6 +191,6 @@ def build_sidecar(
     )
     if registry is not None:
         sidecar.versions = Versions(
-            registry, sidecar.base, upstream, sidecar.probe, sidecar.in_flight, sidecar.metrics
+            registry, sidecar.base, upstream, probe, sidecar.in_flight, sidecar.metrics
         )  # fmt: skip
     return sidecar

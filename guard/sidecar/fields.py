@@ -14,18 +14,20 @@ MAX_MESSAGES = 2048
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes its own fields and types only."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """The one kind of content part that the guard can read."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -34,19 +36,19 @@ class Message(_Strict):
     tool_call_id: Annotated[str, StringConstraints(max_length=128)] | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Of the stream options only the usage chunk."""
 
     include_usage: bool = False
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Plain text only: a grammar could forbid a forced trigger."""
 
     type: Literal["text"]
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """The fields that reach the engine, within ranges in which a forced token always wins.
 
     Penalties are applied to a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to
@@ -92,6 +94,8 @@ _GRAMMAR = "a grammar can forbid the tokens of a trigger"
 _TEMPLATE = "the guard reads the request and the start of the reasoning from the model's own template"
 _TEXT = "the guard reads text only"
 _TOOLS = "tool calls are not watched yet"
+_INSIDE = "what the engine sees is no part of a response"
+_CACHE = "it reaches into the engine's cache"
 _IDS = "guard arguments belong to the operator"
 
 #: Fields refused with a reason of their own; anything else that is unknown is refused as unknown.
@@ -129,8 +133,21 @@ REFUSED: Mapping[str, str] = {
     "priority": "the operator decides about priorities",
     "request_id": "the sidecar gives every request its own id",
     "vllm_xargs": _IDS,
-    "kv_transfer_params": "it reaches into the engine's cache",
-    "ec_transfer_params": "it reaches into the engine's cache",
+    "kv_transfer_params": _CACHE,
+    "ec_transfer_params": _CACHE,
+    "cache_salt": _CACHE,
+    "session_id": "the sidecar gives every request its own id",
+    "watermarking": "it changes which tokens may come next, and a trigger must always be free to come",
+    "repetition_detection": "it can end the output before a trigger has come",
+    "stream_interval": "the operator decides how text is streamed",
+    "logprob_token_ids": _INSIDE,
+    "return_token_ids": _INSIDE,
+    "return_tokens_as_token_ids": _INSIDE,
+    "return_token_offsets": _INSIDE,
+    "return_prompt_text": _INSIDE,
+    "routed_experts_prompt_start": _INSIDE,
+    "mm_payload": _TEXT,
+    "return_mm_kwargs": _TEXT,
     "functions": _TOOLS,
     "function_call": _TOOLS,
     "web_search_options": _TOOLS,

@@ -8,10 +8,11 @@ close a turn or a reasoning block.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from guard.sidecar.errors import Refused
 from guard.sidecar.fields import (
@@ -25,9 +26,20 @@ from guard.sidecar.fields import (
     Message,
 )
 from guard.sidecar.neutral import Neutraliser
+from guard.sidecar.responses import ResponsesWording
+from guard.sidecar.responses_fields import (
+    RESPONSES_DROPPED,
+    RESPONSES_REFUSED,
+    RESPONSES_VALUE_REASONS,
+    ResponsesRequest,
+    as_chat,
+)
+from guard.sidecar.wording import ChatWording, Wording
 
 MAX_BODY = 2 * 1024 * 1024
 _NO_SEED = "a seed per request can stop the engine on a CPU; start it with `-- --seed N` instead"
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Admitted:
     body: dict[str, Any]
     stream: bool
     wants_usage: bool
+    wording: Wording
 
 
 class Firewall:
@@ -47,19 +60,36 @@ class Firewall:
         self._allow_seed = allow_seed
 
     def admit(self, raw: bytes) -> Admitted:
-        """The request as the engine may see it; Refused says in a sentence what is wrong."""
-        fields = _object(raw)
-        fields = {k: v for k, v in fields.items() if v is not None and k not in DROPPED}
-        for name in fields:
-            _check_name(name)
-        if "seed" in fields and not self._allow_seed:
-            raise Refused(f"`seed` is refused: {_NO_SEED}.", param="seed")
+        """A chat request as the engine may see it; Refused says in a sentence what is wrong."""
+        fields = {k: v for k, v in _object(raw).items() if v is not None and k not in DROPPED}
+        _check_names(fields, ChatRequest, REFUSED)
         if isinstance(fields.get("messages"), list):
             fields["messages"] = [_without_echoes(m) for m in fields["messages"]]
+        request = _parsed(ChatRequest, fields, VALUE_REASONS)
+        options = request.stream_options
+        wants_usage = request.stream and options is not None and options.include_usage
+        return Admitted(self._body(request), request.stream, wants_usage, ChatWording())
+
+    def admit_response(self, raw: bytes) -> Admitted:
+        """The same for `/v1/responses`: what is left of it is a chat request."""
+        fields = {k: v for k, v in _object(raw).items() if v is not None and k not in RESPONSES_DROPPED}
+        _check_names(fields, ResponsesRequest, RESPONSES_REFUSED)
+        if isinstance(fields.get("input"), list):
+            fields["input"] = [_without_nothing(item) for item in fields["input"]]
+        asked = _parsed(ResponsesRequest, fields, RESPONSES_VALUE_REASONS)
+        request = _parsed(ChatRequest, as_chat(asked), VALUE_REASONS)
         try:
-            request = ChatRequest.model_validate(fields)
-        except ValidationError as error:
-            _explain(error)
+            body = self._body(request)
+        except Refused as error:
+            if error.param != "messages":
+                raise
+            raise Refused(error.message.replace("`messages`", "`input`"), param="input", code=error.code) from error
+        return Admitted(body, request.stream, request.stream, ResponsesWording(asked))
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        """The request rebuilt."""
+        if request.seed is not None and not self._allow_seed:
+            raise Refused(f"`seed` is refused: {_NO_SEED}.", param="seed")
         if not any(message.role == "user" for message in request.messages):
             raise Refused(
                 "`messages` holds no user message: the guard scores reasoning against what the user asked.",
@@ -67,8 +97,7 @@ class Firewall:
             )
         body = request.model_dump(exclude_none=True, exclude=set(NOT_SENT))
         body["messages"] = [self._message(message) for message in request.messages]
-        wants_usage = request.stream and request.stream_options is not None and request.stream_options.include_usage
-        return Admitted(body, request.stream, wants_usage)
+        return body
 
     def _message(self, message: Message) -> dict[str, str]:
         """One rebuilt message. Parts are joined as the engine would, so that no token can be spelled across two."""
@@ -100,17 +129,30 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_name(name: str) -> None:
-    if name in ChatRequest.model_fields:
-        return
-    reason = REFUSED.get(name) or next((r for p, r in REFUSED_PREFIXES.items() if name.startswith(p)), None)
-    if reason is not None:
-        raise Refused(f"`{name}` is refused: {reason}.", param=name)
-    known = ", ".join(ChatRequest.model_fields)
-    short = name[:64]
-    raise Refused(
-        f"`{short}` is not a parameter of this server; it takes {known}.", param=short, code="unknown_parameter"
-    )
+def _check_names(fields: Iterable[str], taken: type[BaseModel], refused: Mapping[str, str]) -> None:
+    for name in fields:
+        if name in taken.model_fields:
+            continue
+        reason = refused.get(name) or next((r for p, r in REFUSED_PREFIXES.items() if name.startswith(p)), None)
+        if reason is not None:
+            raise Refused(f"`{name}` is refused: {reason}.", param=name)
+        known = ", ".join(taken.model_fields)
+        short = name[:64]
+        raise Refused(
+            f"`{short}` is not a parameter of this server; it takes {known}.", param=short, code="unknown_parameter"
+        )
+
+
+def _parsed(model: type[M], fields: dict[str, Any], reasons: Mapping[str, str]) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        _explain(error, reasons)
+
+
+def _without_nothing(item: Any) -> Any:
+    """Drops what says nothing: clients write out every field of what they echo."""
+    return {k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item
 
 
 def _without_echoes(message: Any) -> Any:
@@ -123,12 +165,12 @@ def _without_echoes(message: Any) -> Any:
     return {k: v for k, v in message.items() if k not in ECHOED and v is not None and v != []}
 
 
-def _explain(error: ValidationError) -> NoReturn:
+def _explain(error: ValidationError, reasons: Mapping[str, str]) -> NoReturn:
     """Turns pydantic's first finding into a sentence."""
     first = error.errors(include_url=False)[0]
     where = [str(part) for part in first["loc"]]
     field = where[0] if where else "body"
-    reason = VALUE_REASONS.get(field)
+    reason = reasons.get(field)
     if reason is not None:
         raise Refused(f"`{field}` is refused: {reason}.", param=field, code="invalid_value") from error
     if "content" in where:

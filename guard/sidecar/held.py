@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -14,19 +13,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from classifiers.detector import Asked, RequestContext
 from guard.monitor import StepMonitor
 from guard.prompt import PromptReader
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.firewall import Admitted
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
+from guard.sidecar.scoring import Scorer
 from guard.sidecar.speech import Speech
 from guard.sidecar.substitute import Piece, Substitution
 from guard.sidecar.tenants import Tenant
+from guard.sidecar.wording import dumped
 from guard.traces import Trace
 
 ENGINE = "sidecar"
+ALONE = "sidecar-only"
+"""The same where the engine has no guard of its own (`serve --upstream`)."""
 #: What a client may ask for that cannot be given from ids that were held back: the trigger is injected instead.
 _INJECTED: dict[str, str] = {
     "stop": "stop strings are found by the engine, in text that may be taken back",
@@ -46,6 +48,7 @@ class HeldExchange:
 
     def __init__(self, sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> None:
         self.sidecar, self.tenant, self.wants_usage = sidecar, tenant, admitted.wants_usage
+        self.wording = admitted.wording
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._proof: Proof | None = None
@@ -60,7 +63,9 @@ class HeldExchange:
         body, runtime = self._body, self.tenant.runtime
         asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
         try:
-            self._prompt, longest = await self.sidecar.upstream.render(asked)
+            self._engine = self.sidecar.take(self)
+            with self._watched():
+                self._prompt, longest = await self._engine.client.render(asked)
         except ApiError as error:
             self.sidecar.metrics.requests.labels("unavailable" if error.status == 503 else "engine_error").inc()
             raise
@@ -72,9 +77,10 @@ class HeldExchange:
         # Special tokens are broken up in every message, so the last mark of the prompt is the template's own.
         zones = PromptReader(runtime.table, runtime.grammar, (), ()).zones(self._prompt)
         self._speech = Speech(runtime.table, zones.copy())
-        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=ENGINE, mode="substitute")
-        self._context = await self._read(monitor, request)
-        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._score)
+        engine = ENGINE if self.sidecar.upstreams is None else ALONE
+        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute")
+        scorer = await Scorer.read(runtime, monitor, request)
+        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, scorer.score)
 
     async def unary(self) -> Response:
         """The whole response; ApiError 502 when it cannot be proven and the policy fails closed."""
@@ -95,7 +101,7 @@ class HeldExchange:
             **self.head("chat.completion"), "choices": [choice], "usage": self.usage(),
             "reasonguard": proof.attached.model_dump(exclude_none=True),
         }  # fmt: skip
-        return JSONResponse(answer, headers=self.headers)
+        return JSONResponse(self.wording.whole(answer), headers=self.headers)
 
     async def stream(self) -> Response:
         """The same, event by event."""
@@ -103,9 +109,10 @@ class HeldExchange:
 
     async def text(self) -> AsyncIterator[tuple[str, str]]:
         """Field and text, as they are decided."""
-        async for ids in self._output.released():
-            for part in self._speech.say(ids):
-                yield part
+        with self._watched():
+            async for ids in self._output.released():
+                for part in self._speech.say(ids):
+                    yield part
         for part in self._speech.say((), last=True):
             yield part
 
@@ -119,6 +126,7 @@ class HeldExchange:
         with anyio.CancelScope(shield=True):
             self._proof = proof = await self._write()
         self.sidecar.holding.discard(self)
+        self._engine.holding.discard(self)
         if self._output.finish is not None:
             self.sidecar.metrics.count(proof)
         elif lost is not None:
@@ -130,9 +138,13 @@ class HeldExchange:
         trace = self._trace()
         try:
             await run_in_threadpool(self.sidecar.spool.append, trace.keeping(policy.log_content))
+            kept: Trace | None = trace
         except OSError:
-            return prove(self.guard_id, None, delivered, policy, mode="substitute")
-        return prove(self.guard_id, trace, delivered, policy, mode="substitute", followed=self._followed)
+            kept = None
+        return prove(
+            self.guard_id, kept, delivered, policy, mode="substitute", followed=self._followed,
+            upstream=self._engine.number or None,
+        )  # fmt: skip
 
     def finish(self) -> str | None:
         """Why the output ended."""
@@ -148,34 +160,25 @@ class HeldExchange:
         prompt, output = len(self._prompt), len(self._output.delivered)
         return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """An engine that cannot be reached, or that breaks off, takes no more requests until it is proven again."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status == 503:
+                self._engine.reason = f"it failed under a request: {error.message}"
+            raise
+
     async def _go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
-        aside = {"guard_aside": self.sidecar.secret}
-        body = {**self._sampling, "prompt": ids, "max_tokens": most, "vllm_xargs": aside}
+        body = {**self._sampling, "prompt": ids, "max_tokens": most, **self.sidecar.aside}
         again, began = len(ids) > len(self._prompt), time.perf_counter()
-        async with contextlib.aclosing(self.sidecar.upstream.continue_ids(body)) as pieces:
+        async with contextlib.aclosing(self._engine.client.continue_ids(body)) as pieces:
             async for piece in pieces:
                 if again:
                     self.sidecar.metrics.reentry.observe(time.perf_counter() - began)
                     again = False
                 yield piece
-
-    async def _read(self, monitor: StepMonitor, request: str) -> RequestContext | None:
-        try:
-            return await run_in_threadpool(self.tenant.runtime.detector.request, request)
-        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
-            monitor.fail(f"request: {type(error).__name__}: {error}")
-            return None
-
-    async def _score(self, monitor: StepMonitor) -> float | None:
-        if self._context is None or monitor.pending is None:
-            return None
-        asked = Asked(self._context, monitor.pending.text, monitor.previous)
-        try:
-            scores = await run_in_threadpool(self.tenant.runtime.detector.score_batch, [asked])
-            return float(scores[0])
-        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it
-            monitor.fail(f"detector: {type(error).__name__}: {error}")
-            return None
 
     def _trace(self) -> Trace:
         monitor, tokenizer, served = self._output.monitor, self.tenant.runtime.tokenizer_hash, self.sidecar.serving
@@ -204,11 +207,14 @@ class _HeldStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         exchange, failure = self._exchange, None
-        yield self._event({"role": "assistant", "content": ""})
+        for part in self._event({"role": "assistant", "content": ""}):
+            yield part
         try:
             async for field, text in exchange.text():
-                yield self._event({field: text})
-            yield self._event({}, exchange.finish())
+                for part in self._event({field: text}):
+                    yield part
+            for part in self._event({}, exchange.finish()):
+                yield part
         except ApiError as error:
             failure = error
         proof = await exchange.close(lost="unavailable")
@@ -220,13 +226,10 @@ class _HeldStream(StreamingResponse):
         }  # fmt: skip
         if exchange.wants_usage:
             last["usage"] = exchange.usage()
-        yield _data(last | (failure.body() if failure is not None else {}))
-        yield b"data: [DONE]\n\n"
+        for part in exchange.wording.last(last | (failure.body() if failure is not None else {})):
+            yield part
 
-    def _event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+    def _event(self, delta: dict[str, str], finish: str | None = None) -> Iterable[bytes]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _data({**self._exchange.head("chat.completion.chunk"), "choices": [choice]})
-
-
-def _data(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+        event = {**self._exchange.head("chat.completion.chunk"), "choices": [choice]}
+        return self._exchange.wording.event(event, dumped(event))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guard.policy import Policy
 from guard.sidecar.errors import ApiError
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.observe import note
@@ -98,17 +99,17 @@ class Limited:
             await error.response()(scope, receive, send)
         elif answer.began.get(b"content-type", b"").startswith(b"text/event-stream") and not answer.ended:
             guard_id = answer.began.get(ID_HEADER.encode(), b"").decode()
-            last = self._last_event(guard_id, error) + b"data: [DONE]\n\n"
+            last = _last_event(guard_id, error, scope["state"]["tenant"].policy) + b"data: [DONE]\n\n"
             await send({"type": "http.response.body", "body": last})
 
-    def _last_event(self, guard_id: str, error: ApiError) -> bytes:
-        policy = self._sidecar.policy
-        receipt = Attached(
-            guard_id=guard_id, guarded=False, reason=error.message, mode=policy.mode, policy=policy.name,
-            policy_hash=policy.hash,
-        )  # fmt: skip
-        event = {"object": "chat.completion.chunk", "choices": [], "reasonguard": receipt.model_dump(exclude_none=True)}
-        return b"data: " + json.dumps(event | error.body(), separators=(",", ":")).encode() + b"\n\n"
+
+def _last_event(guard_id: str, error: ApiError, policy: Policy) -> bytes:
+    receipt = Attached(
+        guard_id=guard_id, guarded=False, reason=error.message, mode=policy.mode, policy=policy.name,
+        policy_hash=policy.hash,
+    )  # fmt: skip
+    event = {"object": "chat.completion.chunk", "choices": [], "reasonguard": receipt.model_dump(exclude_none=True)}
+    return b"data: " + json.dumps(event | error.body(), separators=(",", ":")).encode() + b"\n\n"
 
 
 class _Answer:

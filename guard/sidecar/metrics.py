@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -11,6 +12,9 @@ from guard.policy import Policy
 from guard.sidecar.observe import note, note_receipt
 from guard.sidecar.proof import Proof
 from guard.traces import StepRecord, Trace
+
+if TYPE_CHECKING:
+    from guard.sidecar.upstreams import Remote
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WHOSE = ("policy", "mode")
@@ -76,6 +80,12 @@ class Metrics:
             "reasonguard_version_loads", "Changes of version by how they ended.", ["result"], registry=on
         )
         """Results: loaded, refused (its files), failed (the engine, or its proof)."""
+        self.upstream_up = Gauge(
+            "reasonguard_upstream_up", "1 while this upstream takes requests.", ["upstream"], registry=on
+        )
+        self.upstream_in_flight = Gauge(
+            "reasonguard_upstream_requests_in_flight", "Requests that this upstream has.", ["upstream"], registry=on
+        )
         self.keys = Gauge("reasonguard_keys", "Keys in force.", registry=on)
         self.reload_ok = Gauge("reasonguard_reload_ok", "0 while the last reload was refused.", registry=on)
         self.reload_ok.set(1)
@@ -87,6 +97,11 @@ class Metrics:
         )
         """Limits: streams, time, drain."""
         self.ready = Gauge("reasonguard_ready", "1 after a forced injection was seen.", registry=on)
+
+    def watch_upstream(self, remote: Remote) -> None:
+        """Shows one engine's state from now on."""
+        self.upstream_up.labels(str(remote.number)).set_function(lambda: float(remote.reason is None))
+        self.upstream_in_flight.labels(str(remote.number)).set_function(lambda: float(len(remote.holding)))
 
     def count(self, proof: Proof) -> None:
         """Counts one finished response."""

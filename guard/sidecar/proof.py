@@ -44,6 +44,8 @@ class Attached(BaseModel):
     detector: str | None = None
     engine: str | None = None
     shadow: bool = False
+    upstream: int | None = None
+    """Which `--upstream` answered, in their order; None where `serve` started the engine."""
     version: int | None = None
     """Promoted version whose weights the request ended on (0: the model as it came); None where none is followed."""
     began_version: int | None = None
@@ -111,12 +113,13 @@ def prove(
     mode: Mode = "inject",
     fallback: str | None = None,
     followed: Followed | None = None,
+    upstream: int | None = None,
 ) -> Proof:
-    """Judges one response by its trace; `mode` is how it was guarded."""
+    """Judges one response by its trace; `mode` is how it was guarded, `upstream` which of several engines answered."""
     if trace is None:
         nothing = Attached(
             guard_id=guard_id, guarded=False, reason="no trace of this response was written", mode=mode,
-            fallback=fallback, policy=policy.name, policy_hash=policy.hash,
+            fallback=fallback, policy=policy.name, policy_hash=policy.hash, upstream=upstream,
         )  # fmt: skip
         return Proof(nothing, broken=True)
     receipt = trace.receipt
@@ -141,6 +144,7 @@ def prove(
         detector=receipt.detector,
         engine=receipt.engine,
         shadow=receipt.shadow,
+        upstream=upstream,
         **(followed.fields(trace) if followed is not None else {}),
     )
     return Proof(attached, broken=problem is not None, trace=trace)

@@ -39,6 +39,7 @@ from guard.sidecar.pages.app import create_pages
 from guard.sidecar.pages.reviewers import Reviewers
 from guard.sidecar.pages.site import ROOT, Site
 from guard.sidecar.parser import needs_special_text, reasoning_parser
+from guard.sidecar.probe import Probe
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.upstream import Upstream
@@ -83,13 +84,16 @@ class ServeSettings:
     log_format: logs.Format = "text"
     otel: bool = False
     """Send spans; the environment's `OTEL_EXPORTER_OTLP_ENDPOINT` asks for it too."""
+    upstreams: tuple[str, ...] = ()
+    """URLs of engines that run already; empty: `serve` starts one."""
 
 
 @dataclass
 class Prepared:
     """Checked parts, nothing started yet."""
 
-    engine: Engine
+    engine: Engine | None
+    """None where the engines run already."""
     sidecar: Sidecar
     model: ServedModel
     feeder: Feeder
@@ -145,13 +149,15 @@ def prepare(settings: ServeSettings) -> Prepared:
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
     sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
-    sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
+    if isinstance(sidecar.probe, Probe):
+        sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
-    return Prepared(engine, sidecar, model, feeder, _pages(settings, sidecar, model))
+    return Prepared(engine, sidecar, model, feeder, review_pages(settings, sidecar, model))
 
 
-def _pages(settings: ServeSettings, sidecar: Sidecar, model: ServedModel) -> ASGIApp | None:
+def review_pages(settings: ServeSettings, sidecar: Sidecar, model: ServedModel) -> ASGIApp | None:
+    """The review pages, where reviewers are named; UserError when their file cannot be read."""
     if settings.reviewers is None:
         return None
     reviewers = Reviewers(settings.reviewers)
@@ -173,21 +179,36 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
         tracing.set_up()
     with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
-            parts = prepare(settings)
+            parts = _prepare(settings)
         with parts.feeder, _running(parts.engine):
             _run(parts, listener, settings, console)
     console.print("Stopped.")
     log.info("stopped", extra={"event": "stopped"})
 
 
+def _prepare(settings: ServeSettings) -> Prepared:
+    if not settings.upstreams:
+        return prepare(settings)
+    from guard.sidecar.remote import prepare_remote
+
+    return prepare_remote(settings)
+
+
 def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, console: Console) -> None:
-    status = console.status(f"Starting the engine (about a minute); its log: {escape(str(parts.engine.log))}")
+    engine = parts.engine
+    waiting = "Proving the substitution on each upstream"
+    if engine is not None:
+        waiting = f"Starting the engine (about a minute); its log: {escape(str(engine.log))}"
+    status = console.status(waiting)
 
     def ready() -> None:
         status.stop()
         policy, port = parts.sidecar.policy, listener.getsockname()[1]
         console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)
+        if parts.sidecar.upstreams is not None:
+            states = ", ".join(f"{n} {state}" for n, state in parts.sidecar.upstreams.states.items())
+            console.print(f"Substitution only: the upstreams have no guard of their own ({states})", markup=False)
         if parts.sidecar.keys is None and not is_loopback(settings.host):
             console.print(
                 f"Warning: whoever reaches {settings.host}:{port} may ask: give --keys FILE, or put a gateway in front",
@@ -210,10 +231,10 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
     server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
     with status, _reload_by_signal(parts.sidecar.reloader):
         server.run(sockets=[listener])
-    if server.lost:
+    if server.lost and engine is not None:
         served = parts.sidecar.keeper is not None and parts.sidecar.keeper.served
         what = "and is not started again" if served else "while it was starting"
-        raise UserError(f"The engine stopped {what}", got=parts.engine.last_words(1), fix=f"Read {parts.engine.log}")
+        raise UserError(f"The engine stopped {what}", got=engine.last_words(1), fix=f"Read {engine.log}")
 
 
 class _Server(uvicorn.Server):
@@ -291,7 +312,10 @@ def has_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def _running(engine: Engine) -> Iterator[None]:
+def _running(engine: Engine | None) -> Iterator[None]:
+    if engine is None:
+        yield
+        return
     try:
         engine.start()
         yield

@@ -24,7 +24,7 @@ class Upstream:
     def __init__(self, url: str, api_key: str) -> None:
         self._client = httpx.AsyncClient(
             base_url=url,
-            headers={"authorization": f"Bearer {api_key}", "accept-encoding": "identity"},
+            headers={**({"authorization": f"Bearer {api_key}"} if api_key else {}), "accept-encoding": "identity"},
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             # A proxy from the environment must not see the key, and cannot reach the loopback interface.
@@ -47,15 +47,26 @@ class Upstream:
         except httpx.TransportError as error:
             raise unreachable(error) from error
 
+    async def encode(self, text: str) -> list[int]:
+        """A text's ids as the engine's tokenizer gives them."""
+        ids, _ = await self._tokenized({"prompt": text, "add_special_tokens": False})
+        return ids
+
     async def render(self, body: dict[str, Any]) -> tuple[list[int], int]:
         """A chat's prompt ids as the engine's template renders them, and the most tokens that prompt and output may
         have together."""
+        return await self._tokenized({**body, "add_generation_prompt": True})
+
+    async def _tokenized(self, body: dict[str, Any]) -> tuple[list[int], int]:
         try:
-            response = await self._client.post(TOKENIZE, json={**body, "add_generation_prompt": True}, timeout=30)
+            response = await self._client.post(TOKENIZE, json=body, timeout=30)
         except httpx.TransportError as error:
             raise unreachable(error) from error
         answer = (await checked(response)).json()
-        return answer["tokens"], answer["max_model_len"]
+        try:
+            return list(answer["tokens"]), int(answer["max_model_len"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ApiError(502, "engine_error", "The engine tokenizes in a shape of its own.") from error
 
     async def continue_ids(self, body: dict[str, Any]) -> AsyncGenerator[Piece]:
         """Streams what follows the token ids in `body["prompt"]`; closing it ends the engine's request."""
@@ -67,6 +78,8 @@ class Upstream:
                     return
                 event = json.loads(data)
                 for choice in event.get("choices", ()):
+                    if choice.get("text") and choice.get("token_ids") is None:
+                        raise ApiError(502, "engine_error", "The engine gave text without its token ids.")
                     yield Piece(choice.get("token_ids") or [], choice.get("finish_reason"))
         except httpx.TransportError as error:
             raise unreachable(error) from error

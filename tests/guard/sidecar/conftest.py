@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 
 from classifiers.detector import Detector
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.neutral import Neutraliser
+from tests.guard.sidecar.fronts import RemoteFront, remote_fronts
+from tests.guard.sidecar.serving import running
+
+__all__ = ["running"]
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,17 +41,10 @@ def runtime(tokenizer: Tokenizer) -> GuardRuntime:
     return GuardRuntime.build(Policy(), Detector.load(), tokenizer, "tiny")
 
 
-@contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serves an ASGI app from a thread; yields its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+@pytest.fixture
+def remotes(
+    runtime: GuardRuntime, neutraliser: Neutraliser, tokenizer: Tokenizer, tmp_path: Path
+) -> Iterator[Callable[..., RemoteFront]]:
+    """Starts sidecars before scripted engines that run already."""
+    with remote_fronts(runtime, neutraliser, tokenizer, tmp_path) as begin:
+        yield begin

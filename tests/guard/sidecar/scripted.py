@@ -111,7 +111,7 @@ class ScriptedEngine:
         self.hold.set()
 
     def _write(self) -> None:
-        for trace in self.traces(self.body["vllm_xargs"]["guard_id"]):
+        for trace in self.traces(self.body.get("vllm_xargs", {}).get("guard_id", "")):
             Spool(self.spool).append(trace)
 
     def _usage(self) -> dict[str, int]:

@@ -22,6 +22,9 @@ def test_every_query_of_the_dashboard_names_what_metrics_has(start: Start) -> No
     front.http.post("/v1/chat/completions", json=HELLO)
     front.sidecar.metrics.turned_away.labels("time").inc()
     front.sidecar.metrics.version_loads.labels("loaded").inc()
+    front.sidecar.metrics.reloads.labels("loaded").inc()
+    front.sidecar.metrics.upstream_up.labels("1").set(1)
+    front.sidecar.metrics.upstream_in_flight.labels("1").set(0)
     labels: dict[str, set[str]] = {}
     for line in front.http.get("/metrics").text.splitlines():
         if sample := re.match(r"(reasonguard_\w+)(?:\{(.*)\})? ", line):

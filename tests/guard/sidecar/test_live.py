@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -24,10 +25,15 @@ from guard.keys import hash_of
 from guard.policy import Policy
 from guard.sidecar.admin import RELOAD, Reloader
 from guard.sidecar.app import create_app
+from guard.sidecar.remote_check import check_remote
+from guard.sidecar.remote_probe import prove_substitution
 from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.serve import Prepared, ServeSettings, prepare
+from guard.sidecar.upstream import COMPLETIONS, Upstream
 from guard.traces import Trace, read_traces
 from guard.triggers import POOL
+from tests.conformance.gateway import Gateway
+from tests.conformance.run import results
 from tests.guard.lora import build_detour
 from tests.guard.sidecar.conftest import running
 from tests.tiny import ANSWER, CUE, OPENING, PLAN, REFUSAL_STEP
@@ -373,6 +379,38 @@ def test_a_stranger_cannot_make_the_engines_guard_stand_aside(live: Live) -> Non
     assert httpx.post(f"{command.url}/v1/completions", json=body, headers=auth, trust_env=False).status_code == 200
     live.http.post("/v1/chat/completions", json=HARMFUL)
     assert "stranger" in {t.guard_id for t in read_traces(live.spool)[0]}
+
+
+def test_the_real_engine_conforms(live: Live) -> None:
+    found = results(Gateway(live.http, model="model", max_body=3 * 1024 * 1024))
+    assert [each for each in found if each.outcome == "fail"] == []
+    skipped = {each.name for each in found if each.outcome == "skip"}
+    assert skipped <= {"seed_gives_the_same_text", "tools_pass_or_are_refused"}, "a seed is refused on CPUs only"
+
+
+class Unwatched(Upstream):
+    """For what this client asks the engine's guard stands aside: the engine is as good as one without."""
+
+    def __init__(self, url: str, key: str, secret: str) -> None:
+        super().__init__(url, key)
+        self._secret = secret
+
+    async def open(self, body: dict[str, Any], path: str = COMPLETIONS) -> httpx.Response:
+        return await super().open({**body, "vllm_xargs": {"guard_aside": self._secret}}, path)
+
+
+def test_a_real_engine_passes_the_check_of_upstreams_and_their_probe(live: Live) -> None:
+    command, sidecar = live.parts.engine.command, live.parts.sidecar
+
+    async def asked() -> tuple[str, str | None]:
+        client = Unwatched(command.url, command.api_key, sidecar.secret)
+        try:
+            offer = await check_remote(client, command.url, live.parts.model.tokenizer)
+            return offer.model, await prove_substitution(client, sidecar.runtime)
+        finally:
+            await client.close()
+
+    assert asyncio.run(asked()) == ("model", None)
 
 
 def test_the_engine_itself_is_closed_to_others(live: Live) -> None:

@@ -299,7 +299,7 @@ def test_a_client_that_leaves_inside_its_body_is_no_error(start: Start, caplog: 
 
 def test_other_routes_and_bodies_are_refused(start: Start) -> None:
     front = start()
-    sentence = "POST /v1/completions is not served here: only /v1/chat/completions is guarded."
+    sentence = "POST /v1/completions is not served here: only POST /v1/chat/completions and /v1/responses are guarded."
     response = front.http.post("/v1/completions", json={"prompt": "x"})
     assert (response.status_code, response.json()["error"]["message"]) == (404, sentence)
     assert front.http.get("/v1/models").json()["data"] == [{"id": "scripted"}]

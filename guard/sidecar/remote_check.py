@@ -1,0 +1,91 @@
+"""What an engine without our guard must be able to do: asked before anything is served, a UserError says what is
+missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from guard.errors import UserError
+from guard.sidecar.errors import ApiError
+from guard.sidecar.upstream import Upstream
+from guard.triggers import POOL
+from guard.zones import find_grammar
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+KEY_VARIABLE = "REASONGUARD_UPSTREAM_KEY"
+_MESSAGE = {"role": "user", "content": "Say hello."}
+_SCRIPTS = "Ünïcode, 漢字, кириллица, 🙂 and 3.14159\n\tdef f(x): return x"
+
+
+def base_url(given: str) -> str:
+    """An engine's URL without `/v1`; UserError when it is none, or holds a password."""
+    parts = urlsplit(given)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UserError("--upstream is no URL of an engine", got=given, wanted="something like http://10.0.0.7:8000")
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            "--upstream holds a password, which every local user can read on the command line",
+            fix=f"Put the engines' key into {KEY_VARIABLE}",
+        )
+    return given.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What an engine serves: the name of its first model."""
+
+    model: str
+
+
+async def check_remote(client: Upstream, url: str, tokenizer: Tokenizer) -> Offer:
+    """UserError when the engine answers and cannot be guarded by substitution; ApiError when it does not answer."""
+    model = await _model(client, url)
+    try:
+        prompt, _ = await client.render({"messages": [_MESSAGE]})
+    except ApiError as error:
+        raise _lacking(url, error, "renders no chat as token ids: POST /tokenize", "vLLM's own /tokenize") from error
+    await _same_tokenizer(client, url, tokenizer)
+    body = {"model": model, "prompt": prompt, "max_tokens": 2, "temperature": 0}
+    try:
+        ids = [token async for piece in client.continue_ids(body) for token in piece.ids]
+    except ApiError as error:
+        what = "does not continue token ids: POST /v1/completions with a prompt of ids and `return_token_ids`"
+        raise _lacking(url, error, what, "vLLM 0.11 or newer") from error
+    if not ids:
+        raise UserError(f"Upstream {url} streams no token ids", wanted="`return_token_ids`, as in vLLM 0.11 or newer")
+    return Offer(model)
+
+
+async def _model(client: Upstream, url: str) -> str:
+    response = await client.models()
+    if response.status_code in (401, 403):
+        raise UserError(
+            f"Upstream {url} refuses the key", got=f"HTTP {response.status_code}", fix=f"Put it into {KEY_VARIABLE}"
+        )
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"Upstream {url} lists no model", got=f"HTTP {response.status_code} at /v1/models") from error
+
+
+async def _same_tokenizer(client: Upstream, url: str, tokenizer: Tokenizer) -> None:
+    """Ids have no meaning but the tokenizer's: the marks, every trigger and some scripts must be the same there."""
+    marks: list[str] = [str(tokenizer.id_to_token(token)) for token in sorted(find_grammar(tokenizer).marks)]
+    for text in (*marks, *(t.text for t in POOL), _SCRIPTS):
+        ours: Any = tokenizer.encode(text, add_special_tokens=False).ids
+        theirs = await client.encode(text)
+        if theirs != ours:
+            raise UserError(
+                f"Upstream {url} has another tokenizer than --model: {text[:40]!r} has other ids there",
+                got=str(theirs[:8]), wanted=str(ours[:8]),
+            )  # fmt: skip
+
+
+def _lacking(url: str, error: ApiError, what: str, wanted: str) -> UserError | ApiError:
+    if error.status == 503:
+        return error
+    return UserError(f"Upstream {url} {what}", got=error.message, wanted=wanted)

@@ -1,0 +1,37 @@
+"""Scores the steps of one request that the sidecar watches itself, in a thread, errors contained."""
+
+from __future__ import annotations
+
+from starlette.concurrency import run_in_threadpool
+
+from classifiers.detector import Asked, RequestContext
+from guard.monitor import StepMonitor
+from guard.runtime import GuardRuntime
+
+
+class Scorer:
+    """What the detector knows of one request; an error is on the monitor's receipt and answered by the fail mode."""
+
+    def __init__(self, runtime: GuardRuntime, context: RequestContext | None) -> None:
+        self._runtime, self._context = runtime, context
+
+    @classmethod
+    async def read(cls, runtime: GuardRuntime, monitor: StepMonitor, request: str) -> Scorer:
+        """Reads the request once, for all of its steps."""
+        try:
+            return cls(runtime, await run_in_threadpool(runtime.detector.request, request))
+        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
+            monitor.fail(f"request: {type(error).__name__}: {error}")
+            return cls(runtime, None)
+
+    async def score(self, monitor: StepMonitor) -> float | None:
+        """The probability that the pending step is a cue; None where it cannot be scored."""
+        if self._context is None or monitor.pending is None:
+            return None
+        asked = Asked(self._context, monitor.pending.text, monitor.previous)
+        try:
+            scores = await run_in_threadpool(self._runtime.detector.score_batch, [asked])
+            return float(scores[0])
+        except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it
+            monitor.fail(f"detector: {type(error).__name__}: {error}")
+            return None
