@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -42,6 +41,7 @@ from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.probe import Probe
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
+from guard.sidecar.signals import handled, reload_by_signal, stop_by_signal
 from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
 from guard.traces import Spool
@@ -177,7 +177,7 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
     console = console or Console(stderr=True, quiet=settings.log_format == "json")
     if settings.otel or tracing.wanted():
         tracing.set_up()
-    with bound(settings.host, settings.port) as listener, _stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
+    with bound(settings.host, settings.port) as listener, stop_by_signal(), contextlib.suppress(KeyboardInterrupt):
         with console.status("Checking policy, detector and model"):
             parts = _prepare(settings)
         with parts.feeder, _running(parts.engine):
@@ -229,7 +229,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost, pages=parts.pages)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
     server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
-    with status, _reload_by_signal(parts.sidecar.reloader):
+    with status, reload_by_signal(parts.sidecar.reloader):
         server.run(sockets=[listener])
     if server.lost and engine is not None:
         served = parts.sidecar.keeper is not None and parts.sidecar.keeper.served
@@ -284,34 +284,6 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reload_by_signal(reloader: Reloader | None) -> Iterator[None]:
-    """SIGHUP reloads, unless it comes because the terminal that `serve` was started at is gone: then `serve` ends."""
-    had_terminal = has_terminal()
-
-    def hang_up(number: int, frame: object) -> None:
-        if reloader is None or (had_terminal and not has_terminal()):
-            # uvicorn attends to this one, and lets requests end.
-            signal.raise_signal(signal.SIGTERM)
-        else:
-            reloader.soon()
-
-    before = signal.signal(signal.SIGHUP, hang_up)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def has_terminal() -> bool:
-    """Whether this process has a terminal that could be closed."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
 def _running(engine: Engine | None) -> Iterator[None]:
     if engine is None:
         yield
@@ -321,23 +293,5 @@ def _running(engine: Engine | None) -> Iterator[None]:
         yield
     finally:
         # A second Ctrl-C must not leave workers behind.
-        with _signals(signal.SIG_IGN):
+        with handled(signal.SIG_IGN):
             engine.stop()
-
-
-@contextlib.contextmanager
-def _stop_by_signal() -> Iterator[None]:
-    """SIGTERM and a closed terminal end `serve` the way Ctrl-C does: through its clean-up."""
-    with _signals(signal.default_int_handler):
-        yield
-
-
-@contextlib.contextmanager
-def _signals(handler: object) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)

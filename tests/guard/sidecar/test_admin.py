@@ -209,7 +209,7 @@ def test_which_addresses_only_this_machine_reaches(host: str, wanted: bool) -> N
 
 SIGNALLED = """
 import signal, sys, time
-from guard.sidecar.serve import _reload_by_signal
+from guard.sidecar.signals import reload_by_signal
 class Reloader:
     def soon(self):
         print("reload", file=out, flush=True)
@@ -218,7 +218,7 @@ def stop(number, frame):
     sys.exit(0)
 out = open(sys.argv[1], "a")
 signal.signal(signal.SIGTERM, stop)
-with _reload_by_signal(Reloader()):
+with reload_by_signal(Reloader()):
     print("up", file=out, flush=True)
     while True:
         time.sleep(0.05)
