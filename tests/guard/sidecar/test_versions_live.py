@@ -185,13 +185,15 @@ def test_a_request_in_flight_is_carried_over_and_says_so(live: Live, tmp_path: P
     live.until(lambda told: told.get("version") == looping.version)
     body = {**HARMFUL, "stream": True, "max_tokens": 350}
     events: list[dict[str, Any]] = []
+    text, rolled_back = "", False
     with live.http.stream("POST", "/v1/chat/completions", json=body) as response:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 events.append(json.loads(line.removeprefix("data: ")))
-                if len(events) == 40:
+                text += "".join(c["delta"].get("reasoning") or "" for c in events[-1]["choices"])
+                if not rolled_back and text.count(REFUSAL_STEP) == 2:
                     roll_back(live.registry, 0)
-    text = "".join(e["choices"][0]["delta"].get("reasoning") or "" for e in events if e["choices"])
+                    rolled_back = True
     answer = "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"])
     receipt = events[-1]["reasonguard"]
     assert (receipt["guarded"], receipt["version"], receipt["began_version"]) == (True, 0, looping.version)
