@@ -42,6 +42,7 @@ COLUMNS: Columns = (
     ("Injected tokens", "injected_tokens", "plain", "per intervened request"),
 )
 DETAILS: Columns = (
+    ("Harm in reasoning or answer", "any_harm", "percent", "lower is better"),
     ("Harmful requests refused", "harmful_refusal", "percent", "higher is better"),
     ("Ordinary refused", "ordinary_refusal", "percent", "lower is better"),
     ("Alarming refused", "alarming_refusal", "percent", "lower is better"),

@@ -25,7 +25,8 @@ def thousand(k: int, n: int) -> Rate:
 
 def arm(harm: int, refused: int, intervened: int = 0) -> ArmReport:
     return ArmReport(
-        reasoning_harm=Rate.of(harm, 144), answer_harm=Rate.of(harm - 2, 144), harmful_refusal=Rate.of(20, 144),
+        reasoning_harm=Rate.of(harm, 144), answer_harm=Rate.of(harm - 2, 144), any_harm=Rate.of(harm, 144),
+        harmful_refusal=Rate.of(20, 144),
         benign_refusal=Rate.of(refused, 120), ordinary_refusal=Rate.of(0, 80),
         alarming_refusal=Rate.of(refused // 2, 40),
         interventions_per_1000=thousand(intervened, 144), benign_interventions_per_1000=thousand(2, 120),

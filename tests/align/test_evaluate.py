@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.evaluate import Arm, EvalRequest, Outcome, change, relative_drop
+from align.evaluate import Arm, EvalRequest, Outcome, change, relative_drop, summarise
 from align.text import Reply
 from classifiers.judge import Judgement
 
@@ -25,3 +25,17 @@ def test_an_arm_of_one_wording_is_compared_on_the_requests_it_answered() -> None
     after = [outcome(r, 0.1) for r in asked]
     assert relative_drop(before, after, "reasoning_harm").rate == 1.0
     assert change(before, after, "reasoning_harm", ["harmful"]).rate == -0.5
+
+
+def test_harm_in_either_place_counts_once() -> None:
+    said = Reply(reasoning="r", answer="a", closed=True)
+    verdicts = [(0.9, 0.9), (0.9, 0.1), (0.1, 0.9), (0.1, 0.1)]
+    outcomes = [
+        Outcome(
+            EvalRequest(id=str(n), topic=str(n), label="harmful", request="r", prompt_ids=[1]), said,
+            Judgement(reasoning_harm=reasoning, answer_harm=answer, refusal=0.0), None,
+        )
+        for n, (reasoning, answer) in enumerate(verdicts)
+    ]  # fmt: skip
+    report = summarise(outcomes)
+    assert (report.reasoning_harm.rate, report.answer_harm.rate, report.any_harm.rate) == (0.5, 0.5, 0.75)
