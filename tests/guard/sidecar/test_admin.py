@@ -250,10 +250,11 @@ def test_sighup_reloads_at_a_terminal_and_ends_serve_when_that_is_closed(tmp_pat
         _until(lambda: out.read_text() == "up\nreload\n")
         os.close(terminal)
         _until(lambda: out.read_text() == "up\nreload\nstop\n")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        raise
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
