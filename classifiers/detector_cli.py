@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from classifiers.console import print_differences, print_manifest, print_rates, progress
 from classifiers.labels import AUTHORED_EXAMPLE, TRACE_EXAMPLE
 from guard.errors import UserError
 from guard.store.cli import MaybeStoreUrl, opened
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from classifiers.corpus import Corpus
     from classifiers.labels import LabelledTrace
     from classifiers.network import StepNetwork
-    from classifiers.stats import Rate
 
 Own = Annotated[
     list[Path] | None,
@@ -62,7 +59,7 @@ def train(
     ] = None,
     tune: Annotated[
         bool,
-        typer.Option("--tune", help="Fine-tune the encoder too (a quarter of an hour on two cores; needs --texts)."),
+        typer.Option("--tune", help="Fine-tune the encoder too (half an hour on two cores; needs --texts)."),
     ] = False,
     base: Annotated[Path | None, typer.Option(help="With --tune: directory of the pretrained encoder.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="With --tune: where to keep the float weights.")] = None,
@@ -397,37 +394,3 @@ def data(
             lines = assemble(out, say)
         for line in lines:
             Console().print(line, highlight=False)
-
-
-def print_manifest(manifest: Manifest) -> None:
-    """Print what a new artifact is worth."""
-    print_rates(f"{manifest.version}, threshold {manifest.threshold:g}", manifest.metrics)
-
-
-def print_rates(title: str, rates: dict[str, Rate]) -> None:
-    """Print figures with their intervals."""
-    table = Table("figure", "value [95 % interval]", "n", title=title)
-    for name, rate in rates.items():
-        table.add_row(name.replace("_", " "), f"{rate.rate:.3f} [{rate.lo:.3f}, {rate.hi:.3f}]", str(rate.n))
-    Console().print(table)
-
-
-def print_differences(first: Path, second: Path, differences: list[Difference]) -> None:
-    """Print both detectors' figures and the change."""
-    table = Table("figure", str(first), str(second), "change [95 % interval]", "verdict", title="Frozen test part")
-    for each in differences:
-        change = f"{each.change.rate:+.3f} [{each.change.lo:+.3f}, {each.change.hi:+.3f}]"
-        table.add_row(each.name.replace("_", " "), f"{each.first:.3f}", f"{each.second:.3f}", change, each.verdict)
-    Console().print(table)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int, str], None]]]:
-    """A progress bar: `say(step)` names what goes on, `tick(done, total, step)` also how far it is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield (
-            lambda step: bar.update(task, description=f"{what}: {step}", total=None),
-            lambda done, total, step: bar.update(task, description=f"{what}: {step}", completed=done, total=total),
-        )

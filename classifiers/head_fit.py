@@ -1,4 +1,4 @@
-"""Trains the heads on vectors: minutes where fine-tuning the encoder takes a quarter of an hour."""
+"""Trains the heads on vectors: minutes where fine-tuning the encoder takes half an hour."""
 
 from __future__ import annotations
 
