@@ -110,11 +110,15 @@ class Serve:
             time.sleep(0.25)
         return left
 
-    def _held(self) -> int:
+    def direct(self) -> tuple[str, str]:
+        """The engine's own URL and key, past the sidecar."""
         engine = self.engine()
         arguments = engine.cmdline()
-        port, key = arguments[arguments.index("--port") + 1], engine.environ()["VLLM_API_KEY"]
-        page = _page(f"http://127.0.0.1:{port}/metrics", {"authorization": f"Bearer {key}"})
+        return f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}", engine.environ()["VLLM_API_KEY"]
+
+    def _held(self) -> int:
+        url, key = self.direct()
+        page = _page(f"{url}/metrics", {"authorization": f"Bearer {key}"})
         return _sum(page, WAITING) + _sum(_page(f"{self.url}/metrics", {}), OWN)
 
 

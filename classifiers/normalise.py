@@ -36,6 +36,8 @@ _SEPARATORS = re.compile(r"[ .\-_*]")
 _LEET_WORD = re.compile(r"(?<![^\W_])(?=[a-z0-9]*(?:[a-z][0-9]+[a-z]|[0-9][a-z]+[0-9]))[a-z0-9]{2,24}(?![^\W_])")
 _DIGIT = re.compile("[0-9]")
 _LEET = str.maketrans("431057", "aeiost")
+_REMEMBERED = 4096
+"""Characters; a text may hold any."""
 _CONTROL = {"Cf", "Cc", "Co", "Cn", "Cs"}
 
 
@@ -64,9 +66,23 @@ def _view(text: str, limit: int) -> str:
     return " ".join(text.split())
 
 
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: format and control characters go, white space and the rest stay."""
+
+    def __missing__(self, code: int) -> int | None:
+        char = chr(code)
+        kept = code if char.isspace() or unicodedata.category(char) not in _CONTROL else None
+        if len(self) < _REMEMBERED:
+            self[code] = kept
+        return kept
+
+
+_KEPT = _Kept()
+
+
 def _undisguise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _CONTROL)
+    text = text.translate(_KEPT)
     # After NFKC a mark that composes is part of its letter; what is left was stacked to break the word.
     return _STACKED_MARKS.sub("", text).translate(_TABLE)
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from classifiers.normalise import MAX_CHARS, normalise
 
@@ -31,25 +28,28 @@ _RUN = re.compile(rf"[A-Za-z0-9+]{{{_LONG},}}")
 _LETTERS = re.compile(r"[a-z]+")
 _SYMBOLS = 27
 """The end of a word, a to z."""
-_CODE_OF = np.zeros(256, np.intp)
-_CODE_OF[97:123] = np.arange(1, _SYMBOLS)
-_NO_LETTERS = bytes(i for i in range(256) if not _CODE_OF[i])
-_COUNTED = 1 << 40
-"""In a sum of table entries the pairs are counted above this, the thousandths of a nat summed below."""
+_CODES = bytes(i - 96 if 97 <= i < 97 + 26 else 0 for i in range(256))
+"""By a byte its symbol: whatever is no letter ends a word."""
+_PAIR, _LETTER = 1 << 28, 1 << 44
+"""In a sum letters are counted by the second, pairs by the first; below lie thousandths of a nat, as a negative number.
+`MAX_CHARS` letters fit."""
 _SPACE = "`"
 """Stands for the end of a word: the character before `a`."""
 
 
 def unreadable(text: str) -> bool:
     """Whether a step looks enciphered or encoded rather than written."""
-    lengths = [len(word) for word in text.split()]
-    if max(lengths, default=0) >= _LONG and any(_is_encoded(run) for run in _RUN.findall(text[:MAX_CHARS])):
+    words = text.split()
+    longest = max(map(len, words), default=0)
+    if longest >= _LONG and any(_is_encoded(run) for run in _RUN.findall(text[:MAX_CHARS])):
         return True
-    view = f" {normalise(text)} ".encode()
-    letters = len(view.translate(None, _NO_LETTERS))
-    if letters < MIN_LETTERS or 2 * letters < sum(lengths):
+    # Words come again and again: their sums are remembered.
+    total = sum(map(_pairs_of if longest >= _LONG else _known, normalise(text).split()))
+    letters, rest = divmod(total + _PAIR - 1, _LETTER)
+    if letters < MIN_LETTERS or 2 * letters < len("".join(words)):
         return False
-    return _mean(view) < LIMIT
+    pairs, rest = divmod(rest, _PAIR)
+    return (rest + 1 - _PAIR) / (1000 * pairs) < LIMIT
 
 
 def _is_encoded(run: str) -> bool:
@@ -58,16 +58,20 @@ def _is_encoded(run: str) -> bool:
     return kinds[0] >= 3 and min(kinds[1:]) >= 5
 
 
-def _mean(view: bytes) -> float:
-    """Mean log probability of the pairs of neighbours that hold a letter; whatever is none stands between words."""
-    even = np.frombuffer(view, np.uint16, len(view) // 2)
-    odd = np.frombuffer(view, np.uint16, (len(view) - 1) // 2, offset=1)
+def _pairs_of(word: str) -> int:
+    """Letters, pairs of neighbours that hold a letter, and the sum of these pairs' thousandths of a nat, as one number.
+
+    Whole thousandths: their sum is exact, so every machine finds the same mean.
+    """
+    codes = b"\0" + word.encode("utf-8", "replace").translate(_CODES) + b"\0"
     table = _pair_table()
-    # Whole thousandths: their sum is exact, so every machine finds the same mean.
-    total = int(table[even].sum()) + int(table[odd].sum())
-    count, thousandths = divmod(total, _COUNTED)
-    # The sum of thousandths is negative: it borrowed one from the count.
-    return (thousandths - _COUNTED) / (1000 * (count + 1)) if thousandths else 0.0
+    total = _LETTER * (len(codes) - codes.count(0))
+    for pair in pairwise(codes):
+        total += table[pair]
+    return total
+
+
+_known = lru_cache(maxsize=1 << 15)(_pairs_of)
 
 
 def count_pairs(texts: Iterable[str]) -> list[list[float]]:
@@ -90,12 +94,8 @@ def _pairs(word: str) -> Iterable[tuple[str, str]]:
 
 
 @cache
-def _pair_table() -> npt.NDArray[np.int64]:
-    """By two neighbouring bytes as one number: thousandths of a nat, and `_COUNTED` for a pair that counts."""
-    table = np.rint(1000 * np.array(json.loads(TABLE.read_text(encoding="utf-8")))).astype(np.int64)
-    first, second = np.arange(1 << 16) & 255, np.arange(1 << 16) >> 8
-    if sys.byteorder == "big":
-        first, second = second, first
-    a, b = _CODE_OF[first], _CODE_OF[second]
-    counted: npt.NDArray[np.int64] = np.where((a > 0) | (b > 0), table[a, b] + _COUNTED, 0)
-    return counted
+def _pair_table() -> dict[tuple[int, int], int]:
+    """What a pair of symbols adds to a sum."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    symbols = range(_SYMBOLS)
+    return {(a, b): _PAIR + round(1000 * table[a][b]) if a or b else 0 for a in symbols for b in symbols}

@@ -122,7 +122,7 @@ class StepMonitor:
         if self._watched:
             step = self._splitter.push(token, index)
             if step is not None:
-                self._offer(step)
+                self.pending = step
 
     @property
     def room(self) -> int:
@@ -225,6 +225,7 @@ class StepMonitor:
     def _enter(self) -> None:
         zones = self._zones
         self._zone: Zone = zones.zone
+        self._splitter.zone = self._zone
         self._heading = zones.state == "header"
         self._watched = self._zone in self._runtime.policy.zones
 
@@ -306,8 +307,6 @@ class StepMonitor:
         self._plan, self._done = (), 0
 
     def _flush(self) -> None:
-        self._offer(self._splitter.flush())
-
-    def _offer(self, step: Step | None) -> None:
+        step = self._splitter.flush()
         if step is not None:
-            self.pending = Step(step.start, step.end, step.text, self._zone, step.cut, step.spaced)
+            self.pending = step
