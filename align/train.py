@@ -25,8 +25,8 @@ from guard.steps import TokenTable
 class TrainSettings(BaseModel):
     """One stage. The paper states no hyper-parameter but the SFT weight (0.2, in its second stage).
 
-    The learning rate was chosen on topics that neither train nor report: at 3e-4 reasoning harm fell too little, at
-    8e-4 the replies to benign requests became worse. `max_pairs` is what the demo has time for. The other values were
+    The learning rate was chosen on topics that neither train nor report: below it more answers comply, above it more
+    benign requests are refused. `max_pairs` is what the demo has time for. The other values were
     changed once after a report had been seen (docs/design/0004).
     """
 
@@ -44,7 +44,7 @@ class TrainSettings(BaseModel):
     per_token: bool = False
     """Divide each side's log-ratio by its number of tokens (length-normalised DPO, which wants a larger beta)."""
     sft_weight: float = 1.0
-    learning_rate: float = 5e-4
+    learning_rate: float = 6.5e-4
     epochs: float = 4.0
     batch_size: int = 8
     """Pairs per optimizer step, over all processes."""
