@@ -33,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.detector --out runs/bench/detector.json
 	$(BIN)/python -m benchmarks.guard --out runs/bench/guard.json
 	$(BIN)/python -m benchmarks.store --out runs/bench/store.json
+	$(BIN)/python -m benchmarks.sidecar --out runs/bench/sidecar.json
 	$(BIN)/python -m benchmarks.align --out runs/bench/align.json
 
 # Breaks a real server for about an hour; fails when anything happened that must never happen.
