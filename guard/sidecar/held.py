@@ -128,7 +128,7 @@ class HeldExchange:
         self.sidecar.holding.discard(self)
         self._engine.holding.discard(self)
         if self._output.finish is not None:
-            self.sidecar.metrics.count(proof)
+            self.sidecar.done(proof, self.tenant)
         elif lost is not None:
             self.sidecar.metrics.requests.labels(lost).inc()
         return proof

@@ -91,6 +91,16 @@ class Metrics:
         self.reload_ok.set(1)
         self.reloads = Counter("reasonguard_reloads", "Reloads by how they ended.", ["result"], registry=on)
         """Results: loaded, refused (what was in force stays)."""
+        self.canary_requests = Counter(
+            "reasonguard_canary_requests", "Requests by where a canary saw the first cue.",
+            ["canary", *_WHOSE, "result"], registry=on,
+        )  # fmt: skip
+        """Results: neither, same, earlier, later, only_in_force, only_canary (`guard.sidecar.canary`)."""
+        self.canary_steps = Counter("reasonguard_canary_steps", "Steps a canary scored.", ["canary"], registry=on)
+        self.canary_left_out = Counter(
+            "reasonguard_canary_left_out", "Chosen requests not compared.", ["canary", "result"], registry=on
+        )
+        """Results: dropped (too many waited), skipped (cannot be decided again), error."""
         self.engine_restarts = Counter("reasonguard_engine_restarts", "Dead engines started again.", registry=on)
         self.turned_away = Counter(
             "reasonguard_turned_away", "Requests that a limit refused or cut.", ["limit"], registry=on

@@ -114,6 +114,11 @@ def versions(site: Site, asked: Asked) -> Response:
     )  # fmt: skip
 
 
+def canary(site: Site, asked: Asked) -> Response:
+    """What `serve --canary` has found of a new detector, beside the one in force."""
+    return render("canary.html.j2", asked, figures=site.sidecar.comparer.figures())
+
+
 def label(site: Site, asked: Asked) -> Response:
     """Keeps a label and goes on: to the next step of the queue, or back to the trace."""
     guard_id, name = asked.form.get("guard_id", ""), asked.form.get("label", "")

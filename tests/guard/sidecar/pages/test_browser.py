@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from guard.sidecar.canary import Canary
+from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
+from tests.guard.recorded import CALM, CUE, live
+from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.browser import chromium
 from tests.guard.sidecar.pages.kit import CAKE, LAMP, NOW, PASSWORD, SCRIPT, SHED, Pages, Said, opened, told
+from tests.guard.sidecar.test_canary import Words
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -45,8 +50,20 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pages, Bro
     """One browser and one store for all tests of this file."""
     with opened(tmp_path_factory.mktemp("browser")) as pages:
         pages.feed(LAMP, CAKE, SHED, HOSTILE)
+        compare_a_canary(pages)
         with chromium(str(pages.http.base_url)) as browser:
             yield pages, browser
+
+
+def compare_a_canary(pages: Pages) -> None:
+    """Figures for the page of the canary, and a request on which it differs."""
+    comparer, runtime = pages.sidecar.comparer, pages.sidecar.runtime
+    comparer.use(Canary(Words("car"), "detector-0123456789ab", 100), runtime.detector)
+    for guard_id, model in {"lamp": CALM, "cake": CUE}.items():
+        comparer.offer(
+            prove(guard_id, live(model, runtime.policy, guard_id=guard_id), Delivered(None), runtime.policy), runtime
+        )
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 2)
 
 
 @pytest.fixture
@@ -154,7 +171,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_have_what_assistive_technology_needs(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    for path in ("/", "/traces", "/traces/lamp", "/traces/shed", "/review", "/versions"):
+    for path in ("/", "/traces", "/traces/lamp", "/traces/shed", "/review", "/versions", "/canary"):
         page.goto(f"/guard{path}")
         assert page.evaluate(BASICS) == [], path
         assert page.evaluate(CONTRAST) == [], path

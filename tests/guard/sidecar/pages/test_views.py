@@ -10,12 +10,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from guard.sidecar.canary import Canary
 from guard.sidecar.pages import queries
+from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
 from guard.store.reading import Filter
 from guard.store.store import Store
 from guard.traces import Trace
+from tests.guard.recorded import CALM, CUE, live
+from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.kit import CAKE, LAMP, NOW, SCRIPT, SHED, Pages, Said, opened, text_of, told
+from tests.guard.sidecar.test_canary import Words
 from tests.guard.store.conftest import postgres as postgres
 
 
@@ -301,6 +306,28 @@ def test_a_slow_page_holds_nobody_up(pages: Pages, monkeypatch: pytest.MonkeyPat
 
 def test_without_a_registry_the_page_says_how_to_get_one(pages: Pages) -> None:
     assert "serve --versions DIR" in text_of(pages.get("/versions"))
+
+
+def test_the_canary_is_shown_beside_the_detector_in_force(pages: Pages) -> None:
+    assert "serve --canary DIR" in text_of(pages.get("/canary"))
+    comparer, runtime = pages.sidecar.comparer, pages.sidecar.runtime
+    comparer.use(Canary(Words("car"), "detector-0123456789ab", 20), runtime.detector)
+    page = text_of(pages.get("/canary"))
+    assert "The canary detector-0123456789ab sees 20 % of the requests and decides nothing." in page
+    assert "in force words-1 0.5 no cases 0 canary words-1 0.5 no cases 0" in page
+    percent_of_ids = [f"g{n}" for n in range(200) if Canary(Words(), "", 20).watches(f"g{n}")]
+    for guard_id, model in zip(percent_of_ids, (CALM, CALM, CUE, CUE + CALM), strict=False):
+        trace = live(model, runtime.policy, guard_id=guard_id)
+        comparer.offer(prove(guard_id, trace, Delivered(None), runtime.policy), runtime)
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 4)
+    page = text_of(pages.get("/canary"))
+    assert "in force words-1 0.5 500.0 [150.0, 850.0] 4 canary words-1 0.5 750.0 [300.6, 954.4] 4" in page
+    assert "Agreement: 0.0 % [0.0, 49.0]" in page
+    assert "only the canary flags it 50.0 % [15.0, 85.0] 2" in page
+    assert "only the detector in force flags it 25.0 % [4.6, 69.9] 1" in page
+    assert "steps scored 5 dropped 0 skipped 0 errors 0" in page
+    assert f"{percent_of_ids[3]} the canary flags it later step 0 step 1" in page
+    assert f'href="/guard/traces/{percent_of_ids[3]}"' in pages.get("/canary")
 
 
 def test_the_store_is_opened_once_it_is_there(tmp_path: Path) -> None:
