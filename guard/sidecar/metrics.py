@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from guard.policy import Policy
 from guard.sidecar.observe import note, note_receipt
 from guard.sidecar.proof import Proof
-from guard.traces import StepRecord, Trace
+from guard.traces import GuardTime, StepRecord, Trace
 
 if TYPE_CHECKING:
     from guard.sidecar.upstreams import Remote
@@ -65,6 +65,18 @@ class Metrics:
             "reasonguard_reentry_seconds",
             "From a substituted cue to the first token after its trigger.",
             buckets=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
+            registry=on,
+        )
+        self.guard_request = Histogram(
+            "reasonguard_guard_request_seconds",
+            "What one request waited for the guard.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+            registry=on,
+        )
+        self.guard_step = Histogram(
+            "reasonguard_guard_step_seconds",
+            "What one step waited to be judged.",
+            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
             registry=on,
         )
         self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=on)
@@ -123,10 +135,17 @@ class Metrics:
         self.unanswered.labels(*whose).inc(max(0, attached.unanswered))
         self.injected.labels(*whose).inc(attached.injected_tokens)
         if proof.trace is not None:
+            self._time(proof.trace.guard_time)
             for labels, times in _steps(proof.trace).items():
                 self.steps.labels(*whose, *labels).inc(times)
             for labels, times in _interventions(proof.trace).items():
                 self.interventions.labels(*whose, *labels).inc(times)
+
+    def _time(self, spent: GuardTime | None) -> None:
+        if spent is not None:
+            self.guard_request.observe(spent.total / 1e6)
+            for each in spent.steps:
+                self.guard_step.observe(each / 1e6)
 
     def page(self) -> bytes:
         """The Prometheus text format."""

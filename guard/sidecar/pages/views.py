@@ -40,7 +40,7 @@ def overview(site: Site, asked: Asked) -> Response:
         refresh=asked.query.get("refresh") == "30", total=total,
         groups=[(rates.name_of(by, each.key, version_of), each) for each in groups],
         course=rates.bars(queries.course(site.store, wanted, since, now, PARTS)), since=since, now=now,
-        measured=rates.measured(site.sidecar.metrics),
+        measured=rates.measured(site.sidecar.metrics), spent=rates.guard_time(queries.guard_times(site.store, wanted)),
     )  # fmt: skip
 
 

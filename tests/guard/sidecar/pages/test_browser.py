@@ -15,6 +15,7 @@ import pytest
 from guard.sidecar.canary import Canary
 from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
+from guard.traces import GuardTime
 from tests.guard.recorded import CALM, CUE, live
 from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.browser import chromium
@@ -41,6 +42,7 @@ def traffic() -> list[object]:
         found.append(base.model_copy(update={
             "guard_id": f"day{n:03}", "created": NOW - 120 - 86_000 * hour**1.5, "receipt": receipt,
             "tenant": ("acme", "globex")[n % 2],
+            "guard_time": GuardTime(request=4000 + 90 * n, steps=[900 + 70 * n] * 3),
         }))  # fmt: skip
     return found
 
@@ -175,6 +177,8 @@ def test_the_pages_have_what_assistive_technology_needs(page: Page, scheme: str)
         page.goto(f"/guard{path}")
         assert page.evaluate(BASICS) == [], path
         assert page.evaluate(CONTRAST) == [], path
+    if scheme == "light":
+        shot(page, "review-canary")
     page.goto("/guard/traces/lamp")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -211,6 +215,8 @@ def test_the_log_in_page_too_and_all_of_it_without_scripts(shown: tuple[Pages, B
 def test_the_overview_of_a_busy_day(shown: tuple[Pages, BrowserContext], page: Page) -> None:
     pages, _ = shown
     pages.feed(*traffic())  # type: ignore[arg-type]
+    for seconds in (0.0004, 0.0004, 0.006):
+        pages.sidecar.metrics.guard_step.observe(seconds)
     page.goto("/guard/?by=detector")
     assert page.locator("table tbody tr").count() == 2
     assert page.locator(".card .big").first.inner_text() == "184"

@@ -16,7 +16,7 @@ from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
 from guard.store.reading import Filter
 from guard.store.store import Store
-from guard.traces import Trace
+from guard.traces import GuardTime, Trace
 from tests.guard.recorded import CALM, CUE, live
 from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.kit import CAKE, LAMP, NOW, SCRIPT, SHED, Pages, Said, opened, text_of, told
@@ -43,8 +43,8 @@ def test_the_overview_counts_what_the_store_holds(pages: Pages) -> None:
     assert "Requests 4 10 steps" in page
     assert "Intervened 50.0 % 2 requests, 95 % [15.0, 85.0]" in page
     assert "With unscored steps 1 25.0 % [4.6, 69.9]" in page
-    assert "Guard time not recorded" in page
-    assert "p50 nothing yet" in page
+    assert "Guard time of a request p50 not recorded p95 not recorded in the window, n = 0" in page
+    assert "Guard time of a step p50 nothing yet" in page
     assert "default 2acf9ffb68ef 4 50.0 % [15.0, 85.0] 25.0 % [4.6, 69.9] 25.0 % [4.6, 69.9] 2" in page
     assert "Requests 3 9 steps" in text_of(pages.get("/?window=1h"))
     by_version = text_of(pages.get("/?window=all&by=version"))
@@ -67,12 +67,34 @@ def test_an_empty_store_has_an_overview(pages: Pages) -> None:
     assert "Nothing waits" in pages.get("/review")
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_guards_time_is_told_of_the_newest_requests(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else request.getfixturevalue("postgres").database()
+    with opened(tmp_path, url=url) as pages:
+        assert pages.log_in().status_code == 303
+        for n in range(1, 41):
+            time = GuardTime(request=n * 1000, steps=[n * 250, n * 250])
+            pages.feed(CAKE.model_copy(update={"guard_id": f"t{n}", "created": NOW - n, "guard_time": time}))
+        pages.feed(LAMP, told("old", "?", [Said("A step.")], created=NOW - 7200, guard_time=GuardTime(request=10**9)))
+        page = text_of(pages.get("/?window=1h"))
+        assert "Guard time of a request p50 30.0 ms p95 57.0 ms in the window, n = 40" in page
+        assert "p95 58.5 ms in the window, n = 41" in text_of(pages.get("/"))
+        monkeypatch.setattr(queries, "TIMED", 10)
+        assert "p50 7.5 ms p95 15.0 ms in the window, n = 10" in text_of(pages.get("/"))
+        assert "guard time 4.5 ms, 3.0 of them to read the request" in text_of(pages.get("/traces/t3"))
+        assert "guard time not recorded" in text_of(pages.get("/traces/lamp"))
+
+
 def test_what_the_sidecar_measured_is_told_as_bounds(pages: Pages) -> None:
     for seconds in [0.004] * 18 + [0.04, 20.0]:
         pages.sidecar.metrics.receipt_wait.observe(seconds)
+    pages.sidecar.metrics.guard_step.observe(0.002)
     pages.sidecar.metrics.requests.labels("guarded").inc(20)
     page = text_of(pages.get("/"))
     assert "p50 at most 5 ms p95 at most 50 ms since the start, n = 20" in page
+    assert "Guard time of a step p50 at most 2.5 ms p95 at most 2.5 ms since the start, n = 1" in page
     assert "guarded 20" in page
 
 
