@@ -16,6 +16,7 @@ from guard.sidecar.canary import Canary
 from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
 from guard.traces import GuardTime
+from tests.guard import kit
 from tests.guard.recorded import CALM, CUE, live
 from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.browser import chromium
@@ -61,11 +62,12 @@ def compare_a_canary(pages: Pages) -> None:
     """Figures for the page of the canary, and a request on which it differs."""
     comparer, runtime = pages.sidecar.comparer, pages.sidecar.runtime
     comparer.use(Canary(Words("car"), "detector-0123456789ab", 100), runtime.detector)
-    for guard_id, model in {"lamp": CALM, "cake": CUE}.items():
-        comparer.offer(
-            prove(guard_id, live(model, runtime.policy, guard_id=guard_id), Delivered(None), runtime.policy), runtime
-        )
-    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 2)
+    said = dict.fromkeys([f"day{n:03}" for n in range(50)], kit.encode("My reply ends here."))
+    said |= dict.fromkeys([f"day{n:03}" for n in range(6)], kit.encode("I agree to a car."))
+    for guard_id, model in {**said, "lamp": CALM, "cake": CUE}.items():
+        trace = live(model, runtime.policy, guard_id=guard_id)
+        comparer.offer(prove(guard_id, trace, Delivered(None), runtime.policy), runtime)
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 52)
 
 
 @pytest.fixture
