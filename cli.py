@@ -39,6 +39,12 @@ def serve(
     model: Annotated[str, typer.Option(help="Model directory, hub name, or `demo` for the embedded model.")],
     policy: Annotated[Path | None, typer.Option(help="Policy file (YAML); by default the built-in policy.")] = None,
     detector: Annotated[Path | None, typer.Option(help="Detector directory; by default the packaged one.")] = None,
+    canary: Annotated[
+        Path | None, typer.Option(help="New detector that decides nothing: compared with the one in force, live.")
+    ] = None,
+    canary_percent: Annotated[
+        float, typer.Option(min=0, max=100, help="Of how many requests in a hundred --canary sees the steps.")
+    ] = 10,
     traces: Annotated[Path, typer.Option(help="Directory for traces and the engine's log.")] = Path("runs/traces"),
     store: Annotated[
         str | None,
@@ -88,7 +94,7 @@ def serve(
 
     cli.py serve --model ./my-model --keys keys.yaml --host 0.0.0.0
 
-    cli.py serve --model ./my-model --reviewers runs/reviewers.json
+    cli.py serve --model ./my-model --reviewers runs/reviewers.json --canary runs/detector --canary-percent 20
     """
     from guard.sidecar.serve import ServeSettings
     from guard.sidecar.serve import serve as run
@@ -98,7 +104,8 @@ def serve(
             model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
             admin_token_file=admin_token_file, reviewers=reviewers, max_streams=max_streams,
             request_seconds=request_seconds, drain_seconds=drain_seconds, engine_restarts=engine_restarts,
-            log_format=log_format, otel=otel, upstreams=tuple(upstream or ()),
+            log_format=log_format, otel=otel, upstreams=tuple(upstream or ()), canary=canary,
+            canary_percent=canary_percent,
         )
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ _REVIEW = pa.struct(
         "step": pa.int64(), "label": pa.string(), "reviewer": pa.string(), "created": pa.float64(), "note": pa.string(),
     }
 )  # fmt: skip
+_TIME = pa.struct({"request": pa.int64(), "steps": pa.list_(pa.int64())})
 SCHEMA = pa.schema(
     {
         "guard_id": pa.string(), "created": pa.float64(), "model": pa.string(), "weights": pa.string(),
@@ -35,10 +36,12 @@ SCHEMA = pa.schema(
         "engine": pa.string(), "shadow": pa.bool_(), "clean": pa.bool_(), "seen": pa.int64(), "scored": pa.int64(),
         "unscored": pa.int64(), "unreadable": pa.int64(), "injected_tokens": pa.int64(),
         "replaced_tokens": pa.int64(), "enforcement_failed": pa.int64(), "errors": pa.list_(pa.string()),
-        "steps": pa.list_(_STEP), "interventions": pa.list_(_INTERVENTION), "reviews": pa.list_(_REVIEW),
+        "steps": pa.list_(_STEP), "interventions": pa.list_(_INTERVENTION), "guard_time": _TIME,
+        "reviews": pa.list_(_REVIEW),
     }
 )  # fmt: skip
-"""Times are Unix seconds, token places are indices of `output_ids`, scores are probabilities."""
+"""Times are Unix seconds (`guard_time`: microseconds), token places are indices of `output_ids`, scores are
+probabilities."""
 
 
 def trace_row(trace: Trace, reviews: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -108,6 +108,29 @@ class Lengths(BaseModel):
     """Of the cues that triggers took the place of."""
 
 
+class GuardTime(BaseModel):
+    """How long a request waited for the guard, in microseconds. Told by a clock, not by the tokens: nothing is decided
+    by it, and no replay gives it again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: int = Field(default=0, ge=0)
+    """Until what was asked had been read and put before the detector."""
+    steps: list[Annotated[int, Field(ge=0)]] = []
+    """Each round of scoring in which a step of it was judged, in order. Requests that are judged in one round wait for
+    all of it, so it counts whole for each."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.request + sum(self.steps)
+
+
+def us_since(began: int) -> int:
+    """Whole microseconds since a reading of `time.perf_counter_ns`."""
+    return (time.perf_counter_ns() - began) // 1000
+
+
 class Trace(BaseModel):
     """The full record of one guarded request."""
 
@@ -132,6 +155,13 @@ class Trace(BaseModel):
     """How many ids there were; only where they were left out."""
     steps: list[StepRecord]
     receipt: Receipt
+    guard_time: GuardTime | None = None
+    """None in traces from before it was kept."""
+
+    @property
+    def guard_us(self) -> int | None:
+        """Microseconds that the request waited for the guard, as far as they were kept."""
+        return None if self.guard_time is None else self.guard_time.total
 
     @property
     def prompt_tokens(self) -> int:

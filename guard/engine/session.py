@@ -23,7 +23,7 @@ from guard.monitor import StepMonitor
 from guard.policy import load_policy
 from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
-from guard.traces import Spool, Trace
+from guard.traces import GuardTime, Spool, Trace, us_since
 from guard.weights import LoadedWeights
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class GuardedRequest:
         probe: bool,
         detector: Detector,
         tenant: str = "",
+        spent: GuardTime | None = None,
     ) -> None:
         self.monitor = monitor
         self.context = context
@@ -84,6 +85,7 @@ class GuardedRequest:
         self.probe = probe
         self.detector = detector
         self.tenant = tenant
+        self.spent = spent or GuardTime()
         self._end_id = end_id
         self._closed = monitor.policy.fail_mode == "closed"
         self._broken = False
@@ -205,7 +207,7 @@ class EngineGuard:
 
     def open(self, prompt: list[int], guard_id: str, args: RequestArgs | None = None) -> GuardedRequest:
         """Starts guarding a request: reads what was asked and where generation starts from the prompt's ids."""
-        args = args or RequestArgs()
+        args, began = args or RequestArgs(), time.perf_counter_ns()
         is_probe = self._views.is_secret(args.guard_probe)
         broken: list[str] = []
         runtime = self._views.of(args, broken)
@@ -222,7 +224,7 @@ class EngineGuard:
             monitor.fail(reason)
         return GuardedRequest(
             monitor, context, prompt, end_id=runtime.eos, probe=is_probe, detector=runtime.detector,
-            tenant=args.guard_tenant if self._views.vouched(args) else "",
+            tenant=args.guard_tenant if self._views.vouched(args) else "", spent=GuardTime(request=us_since(began)),
         )  # fmt: skip
 
     def stands_aside(self, args: RequestArgs) -> bool:
@@ -231,12 +233,17 @@ class EngineGuard:
 
     def score(self, requests: Sequence[GuardedRequest]) -> None:
         """Decides all pending steps, in one batch per detector. A failing one leaves a step unscored (fail mode)."""
-        groups: dict[int, list[GuardedRequest]] = {}
+        began, groups = time.perf_counter_ns(), dict[int, list[GuardedRequest]]()
         for item in requests:
             if item.monitor.pending is not None:
                 groups.setdefault(id(item.detector), []).append(item)
         for group in groups.values():
             self._decide(group[0].detector, group)
+        # Two looks at the clock a round, none a token.
+        took = us_since(began)
+        for group in groups.values():
+            for item in group:
+                item.spent.steps.append(took)
 
     def _decide(self, detector: Detector, requests: Sequence[GuardedRequest]) -> None:
         asked = [(item, _asked(item)) for item in requests]
@@ -271,6 +278,7 @@ class EngineGuard:
                 output_ids=[int(t) for t in output],
                 steps=item.monitor.steps,
                 receipt=item.monitor.receipt,
+                guard_time=item.spent,
             )
             if self._spool is not None:
                 self._spool.append(trace.keeping(item.monitor.policy.log_content))

@@ -89,10 +89,11 @@ class Reloader:
         )  # fmt: skip
 
     def _in_force(self) -> dict[str, Any]:
-        runtime, keys = self._sidecar.runtime, self._sidecar.keys
+        runtime, keys, canary = self._sidecar.runtime, self._sidecar.keys, self._sidecar.comparer.canary
         return {
             "policy": runtime.policy.name, "policy_hash": runtime.policy.hash, "detector": runtime.detector.version,
             "keys": None if keys is None else {t.name: t.policy.hash for t in keys.values()},
+            "canary": canary and canary.fingerprint,
         }  # fmt: skip
 
 

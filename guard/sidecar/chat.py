@@ -131,7 +131,7 @@ class Exchange:
         self.sidecar.metrics.receipt_wait.observe(time.perf_counter() - began)
         policy = self.tenant.policy
         proof = prove(self.guard_id, trace, delivered, policy, fallback=self._fallback, followed=self._followed)
-        self.sidecar.metrics.count(proof)
+        self.sidecar.done(proof, self.tenant)
         return proof
 
     async def _sent(self, sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:

@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
+from guard.sidecar.canary import Comparer
 from guard.sidecar.errors import ApiError
 from guard.sidecar.firewall import MAX_BODY, Firewall
 from guard.sidecar.keeper import Keeper
@@ -16,7 +17,7 @@ from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.probe import Probe
-from guard.sidecar.proof import Followed
+from guard.sidecar.proof import Followed, Proof
 from guard.sidecar.quotas import Meter
 from guard.sidecar.receipts import WAIT_SECONDS, SpoolFollower
 from guard.sidecar.rules import Rules
@@ -63,6 +64,8 @@ class Sidecar:
     """Ask the engine for special tokens in its text: where `</think>` is one, its reasoning parser needs to see it."""
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(init=False)
+    comparer: Comparer = field(init=False)
+    """Shows finished responses to the canary, if there is one."""
     keeper: Keeper | None = None
     """Starts a dead engine again; None: it stays dead."""
     max_body: int = MAX_BODY
@@ -72,7 +75,7 @@ class Sidecar:
 
     def __post_init__(self) -> None:
         self.follower.charge = self.meter.charge
-        self.limits = Limits(self.metrics)
+        self.limits, self.comparer = Limits(self.metrics), Comparer(self.metrics)
         self.metrics.requests.in_force = lambda: self.policy
         self.metrics.in_flight.set_function(self.in_flight)
         self.metrics.malformed.set_function(lambda: self.follower.malformed)
@@ -90,10 +93,16 @@ class Sidecar:
         return {"vllm_xargs": {"guard_aside": self.secret}} if self.upstreams is None else {}
 
     async def close(self) -> None:
-        """Closes all connections to engines."""
+        """Closes all connections to engines, and ends the comparisons."""
+        self.comparer.close()
         clients = [self.upstream] if self.upstreams is None else [r.client for r in self.upstreams.remotes]
         for client in clients:
             await client.close()
+
+    def done(self, proof: Proof, tenant: Tenant) -> None:
+        """Counts one finished response, and shows it to the canary."""
+        self.metrics.count(proof)
+        self.comparer.offer(proof, tenant.runtime)
 
     def in_flight(self) -> int:
         """Requests that have no receipt yet."""
@@ -102,13 +111,14 @@ class Sidecar:
     @property
     def rules(self) -> Rules:
         """What is in force."""
-        return Rules(Tenant("", self.runtime, self.detector), self.keys)
+        return Rules(Tenant("", self.runtime, self.detector), self.keys, self.comparer.canary)
 
     def adopt(self, rules: Rules) -> None:
         """Puts other rules in force, for requests that begin from now on."""
         self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
         if isinstance(self.probe, Probe):
             self.probe.tenant = rules.default
+        self.comparer.use(rules.canary, rules.default.runtime.detector)
         self.metrics.keys.set(len(rules.keys or {}))
 
     def tenant(self, authorization: str) -> Tenant | None:

@@ -79,8 +79,8 @@ class HeldExchange:
         self._speech = Speech(runtime.table, zones.copy())
         engine = ENGINE if self.sidecar.upstreams is None else ALONE
         monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute")
-        scorer = await Scorer.read(runtime, monitor, request)
-        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, scorer.score)
+        self._scorer = await Scorer.read(runtime, monitor, request)
+        self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._scorer.score)
 
     async def unary(self) -> Response:
         """The whole response; ApiError 502 when it cannot be proven and the policy fails closed."""
@@ -128,7 +128,7 @@ class HeldExchange:
         self.sidecar.holding.discard(self)
         self._engine.holding.discard(self)
         if self._output.finish is not None:
-            self.sidecar.metrics.count(proof)
+            self.sidecar.done(proof, self.tenant)
         elif lost is not None:
             self.sidecar.metrics.requests.labels(lost).inc()
         return proof
@@ -187,6 +187,7 @@ class HeldExchange:
             tokenizer_hash=tokenizer,
             request=monitor.request, tenant=self.tenant.name, prompt_ids=self._prompt,
             output_ids=self._output.delivered, steps=monitor.steps, receipt=monitor.receipt,
+            guard_time=self._scorer.time,
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ Format = Literal["text", "json"]
 #: `extra` fields that a line may carry.
 FIELDS = (
     "event", "route", "status", "seconds", "guard_id", "result", "policy", "policy_hash", "mode", "url", "model",
-    "trace_id",
+    "trace_id", "detector", "canary",
 )  # fmt: skip
 
 

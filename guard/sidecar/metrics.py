@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from guard.policy import Policy
 from guard.sidecar.observe import note, note_receipt
 from guard.sidecar.proof import Proof
-from guard.traces import StepRecord, Trace
+from guard.traces import GuardTime, StepRecord, Trace
 
 if TYPE_CHECKING:
     from guard.sidecar.upstreams import Remote
@@ -67,6 +67,18 @@ class Metrics:
             buckets=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
             registry=on,
         )
+        self.guard_request = Histogram(
+            "reasonguard_guard_request_seconds",
+            "What one request waited for the guard.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+            registry=on,
+        )
+        self.guard_step = Histogram(
+            "reasonguard_guard_step_seconds",
+            "What one step waited to be judged.",
+            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+            registry=on,
+        )
         self.malformed = Gauge("reasonguard_spool_malformed_lines", "Spool lines that were no trace.", registry=on)
         self.in_flight = Gauge("reasonguard_requests_in_flight", "Requests without a receipt yet.", registry=on)
         self.store_up = Gauge("reasonguard_store_up", "1 while the store takes what the spool holds.", registry=on)
@@ -91,6 +103,16 @@ class Metrics:
         self.reload_ok.set(1)
         self.reloads = Counter("reasonguard_reloads", "Reloads by how they ended.", ["result"], registry=on)
         """Results: loaded, refused (what was in force stays)."""
+        self.canary_requests = Counter(
+            "reasonguard_canary_requests", "Requests by where a canary saw the first cue.",
+            ["canary", *_WHOSE, "result"], registry=on,
+        )  # fmt: skip
+        """Results: neither, same, earlier, later, only_in_force, only_canary (`guard.sidecar.canary`)."""
+        self.canary_steps = Counter("reasonguard_canary_steps", "Steps a canary scored.", ["canary"], registry=on)
+        self.canary_left_out = Counter(
+            "reasonguard_canary_left_out", "Chosen requests not compared.", ["canary", "result"], registry=on
+        )
+        """Results: dropped (too many waited), skipped (cannot be decided again), error."""
         self.engine_restarts = Counter("reasonguard_engine_restarts", "Dead engines started again.", registry=on)
         self.turned_away = Counter(
             "reasonguard_turned_away", "Requests that a limit refused or cut.", ["limit"], registry=on
@@ -113,10 +135,17 @@ class Metrics:
         self.unanswered.labels(*whose).inc(max(0, attached.unanswered))
         self.injected.labels(*whose).inc(attached.injected_tokens)
         if proof.trace is not None:
+            self._time(proof.trace.guard_time)
             for labels, times in _steps(proof.trace).items():
                 self.steps.labels(*whose, *labels).inc(times)
             for labels, times in _interventions(proof.trace).items():
                 self.interventions.labels(*whose, *labels).inc(times)
+
+    def _time(self, spent: GuardTime | None) -> None:
+        if spent is not None:
+            self.guard_request.observe(spent.total / 1e6)
+            for each in spent.steps:
+                self.guard_step.observe(each / 1e6)
 
     def page(self) -> bytes:
         """The Prometheus text format."""

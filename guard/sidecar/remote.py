@@ -10,6 +10,7 @@ from classifiers.detector import Detector
 from guard.errors import UserError
 from guard.policy import Policy, load_policy
 from guard.runtime import GuardRuntime
+from guard.sidecar.canary import Canary
 from guard.sidecar.context import build_sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.feeder import Feeder
@@ -43,6 +44,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
     key = os.environ.get(KEY_VARIABLE, "")
     model = find_model(settings.model)
     runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
+    canary = None if settings.canary is None else Canary.load(settings.canary, settings.canary_percent)
     offer = asyncio.run(_check(urls, key, model))
     traces = settings.traces.resolve()
     spool = Spool(traces)
@@ -62,6 +64,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         weights="",
         upstreams=Upstreams(clients, lambda client: prove_substitution(client, runtime)),
     )
+    sidecar.comparer.use(canary, runtime.detector)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)

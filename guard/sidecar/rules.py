@@ -14,6 +14,7 @@ from guard.errors import UserError
 from guard.keys import load_keys, policy_of
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
+from guard.sidecar.canary import PERCENT, Canary
 from guard.sidecar.tenants import Tenant
 
 
@@ -26,6 +27,9 @@ class Sources:
     """None: the packaged one."""
     keys: Path | None = None
     detectors: Path | None = None
+    canary: Path | None = None
+    """A detector that decides nothing and is compared with the one that does; None: there is none."""
+    canary_percent: float = PERCENT
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Rules:
     """What applies where no key says otherwise."""
     keys: Mapping[str, Tenant] | None = None
     """Tenants by their key's hash; None: nobody is asked for a key."""
+    canary: Canary | None = None
 
     @property
     def distinct(self) -> list[Tenant]:
@@ -54,20 +59,30 @@ class RulesReader:
         self._fingerprint = fingerprint(sources.detector or DEFAULT)
         self._detectors: dict[str, Detector] = {}
         """The newest detector that is not the one from the start."""
+        self._canary: Canary | None = None
 
     def read(self) -> Rules:
         """The rules as the files have them now; UserError says what is wrong with which."""
         sources = self._sources
         named, detector = self._detector()
         policy = load_policy(sources.policy)
-        default = Tenant("", self._began.under(policy, detector), named)
+        default, canary = Tenant("", self._began.under(policy, detector), named), self._new_detector()
         if sources.keys is None:
-            return Rules(default)
+            return Rules(default, canary=canary)
         keys = {}
         for key in load_keys(sources.keys).keys:
             runtime = default.runtime.under(policy_of(sources.keys, key, policy))
             keys[key.hash] = Tenant(key.name, runtime, named, key.quotas)
-        return Rules(default, keys)
+        return Rules(default, keys, canary)
+
+    def _new_detector(self) -> Canary | None:
+        """The canary; loaded again only where it is another."""
+        source = self._sources.canary
+        if source is None:
+            return None
+        if self._canary is None or self._canary.fingerprint != fingerprint(source):
+            self._canary = Canary.load(source, self._sources.canary_percent)
+        return self._canary
 
     def _detector(self) -> tuple[str | None, Detector | None]:
         source = self._sources.detector or DEFAULT

@@ -28,6 +28,7 @@ from guard.runtime import GuardRuntime
 from guard.sidecar import logs, tracing
 from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.app import create_app
+from guard.sidecar.canary import PERCENT
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.keeper import RESTARTS, Keeper
@@ -86,6 +87,10 @@ class ServeSettings:
     """Send spans; the environment's `OTEL_EXPORTER_OTLP_ENDPOINT` asks for it too."""
     upstreams: tuple[str, ...] = ()
     """URLs of engines that run already; empty: `serve` starts one."""
+    canary: Path | None = None
+    """A new detector that is compared with the one in force, and decides nothing; None: there is none."""
+    canary_percent: float = PERCENT
+    """Of how many requests in a hundred it sees the steps."""
 
 
 @dataclass
@@ -109,7 +114,10 @@ def prepare(settings: ServeSettings) -> Prepared:
     runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
     traces = settings.traces.resolve()
     detectors = traces / "detectors"
-    reader = RulesReader(Sources(settings.policy, settings.detector, settings.keys, detectors), runtime)
+    reader = RulesReader(
+        Sources(settings.policy, settings.detector, settings.keys, detectors, settings.canary, settings.canary_percent),
+        runtime,
+    )
     rules, token = reader.read(), admin_token(settings.admin_token_file)
     spool = Spool(traces)
     secret = secrets.token_urlsafe(32)

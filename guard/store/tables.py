@@ -113,6 +113,8 @@ traces = Table(
     _count("injected_tokens"),
     _count("replaced_tokens"),
     _count("enforcement_failed"),
+    # Microseconds; none in traces from before they were kept.
+    Column("guard_us", BigInteger),
     Column("document", Text, nullable=False),
     Index("ix_traces_created", "created"),
     Index("ix_traces_policy_hash", "policy_hash", "created"),

@@ -15,7 +15,7 @@ from guard.policy import Policy
 from guard.replay import Replayer, replay, skip_reason
 from guard.replay_report import FirstCue, ShadowTrace, compare, first_cue
 from guard.steps import Zone
-from guard.traces import StepRecord, Trace
+from guard.traces import GuardTime, StepRecord, Trace
 from guard.triggers import POOL, STOPPING
 from tests.guard import kit
 from tests.guard.hostile import POLICIES, TOKENS
@@ -77,6 +77,12 @@ def test_a_recorded_trace_replays_equal(name: str) -> None:
     assert (report.exact.traces, report.exact.differing, report.exact.differences) == (1, [], 0)
     assert (report.shadow.traces, report.skipped, report.sweep) == ([], {}, [])
     assert (report.policy_hash, report.detector, report.threshold) == (policy.hash, "words-1", 0.5)
+
+
+def test_the_guards_time_is_nothing_that_a_replay_gives_again() -> None:
+    trace = live(CALM + CUE + CALM).model_copy(update={"guard_time": GuardTime(request=9, steps=[1, 2, 3])})
+    assert differences(trace) == []
+    assert replay([trace], kit.runtime(ONE), reader()).exact.differing == []
 
 
 def test_what_replay_decides_does_not_come_from_the_record() -> None:

@@ -13,9 +13,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from guard.errors import UserError
-from guard.traces import Intervention, Lengths, ReadReport, Receipt, Spool, StepRecord, Trace, read_traces, summary
+from guard.traces import (
+    GuardTime,
+    Intervention,
+    Lengths,
+    ReadReport,
+    Receipt,
+    Spool,
+    StepRecord,
+    Trace,
+    read_traces,
+    summary,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +72,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert re.fullmatch(rf"spool-\d{{8}}-{os.getpid()}\.jsonl", path.name)
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(path.read_bytes().split(b"\n")) == 4  # one line a trace, whatever it holds
+
+
+def test_the_guards_time_is_kept_and_older_traces_have_none() -> None:
+    trace = make()
+    assert (trace.guard_time, trace.guard_us) == (None, None)
+    before = json.loads(trace.model_dump_json())
+    del before["guard_time"]
+    assert Trace.model_validate(before) == trace
+    timed = trace.model_copy(update={"guard_time": GuardTime(request=1500, steps=[30, 2000])})
+    assert timed.guard_us == 3530
+    for kept in (timed, timed.keeping("none")):
+        assert Trace.model_validate_json(kept.model_dump_json()) == kept
+        assert kept.guard_us == 3530
+    with pytest.raises(ValidationError):
+        GuardTime(steps=[-1])
 
 
 @given(st.text(max_size=60), st.floats(0, 1), st.lists(st.integers(-(2**40), 2**40), max_size=8))

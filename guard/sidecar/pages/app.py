@@ -72,6 +72,7 @@ def create_pages(site: Site, reviewers: Reviewers, logins: Logins | None = None)
             page("/traces/{guard_id}", views.trace),
             page("/review", views.queue),
             page("/versions", views.versions),
+            page("/canary", views.canary),
             action("/label", views.label),
             action("/undo", views.undo),
             Route("/login", _login_page(logins), methods=["GET"]),

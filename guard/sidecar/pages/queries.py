@@ -19,6 +19,8 @@ GROUPS = {"policy": ("policy", "policy_hash"), "detector": ("detector",), "versi
 """What rates can be told apart by, and the columns of `traces` that say it."""
 QUEUED = 2000
 """The review queue looks at so many traces, the newest: its cost does not grow with the store."""
+TIMED = 10_000
+"""Guard times are told of so many requests, the newest."""
 PAGE = 50
 
 
@@ -75,6 +77,13 @@ def course(store: Store, wanted: Filter, since: float, until: float, parts: int)
         for number, requests, intervened in connection.execute(query):
             found[min(int(number), parts - 1)] = (int(requests), int(intervened))
     return found
+
+
+def guard_times(store: Store, wanted: Filter) -> list[int]:
+    """Microseconds that requests waited for the guard, the least first; of the newest `TIMED` that have kept them."""
+    query = select(traces.c.guard_us).where(wanted.clause(), traces.c.guard_us.is_not(None))
+    with store.reading() as connection:
+        return sorted(connection.execute(query.order_by(traces.c.created.desc()).limit(TIMED)).scalars())
 
 
 @dataclass(frozen=True)

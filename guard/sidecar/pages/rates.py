@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometheus_client import Histogram
 from sqlalchemy import func, select
@@ -53,6 +54,14 @@ def first_day(store: Store, now: float) -> float:
     return min(float(found), now - 60) if found is not None else now - 60
 
 
+def guard_time(spent: list[int]) -> Wait:
+    """Quantiles of what requests waited for the guard, by nearest rank; `spent` in microseconds, the least first."""
+    if not spent:
+        return Wait("not recorded", "not recorded", 0)
+    p50, p95 = (f"{spent[math.ceil(share * len(spent)) - 1] / 1000:.1f} ms" for share in (0.5, 0.95))
+    return Wait(p50, p95, len(spent))
+
+
 @dataclass(frozen=True)
 class Wait:
     """A quantile of a histogram: at most so many seconds."""
@@ -62,14 +71,23 @@ class Wait:
     n: int
 
 
-def measured(metrics: Metrics) -> tuple[Counter[str], Wait]:
-    """Requests by outcome and the wait for receipts, since the sidecar started."""
+class Measured(NamedTuple):
+    """What the sidecar has measured since it started."""
+
+    outcomes: Counter[str]
+    receipts: Wait
+    steps: Wait
+    """What a step waited to be judged."""
+
+
+def measured(metrics: Metrics) -> Measured:
+    """Requests by outcome, the wait for receipts, and the guard's time for a step."""
     outcomes: Counter[str] = Counter()
     for family in metrics.registry.collect():
         for sample in family.samples:
             if sample.name == "reasonguard_requests_total":
                 outcomes[sample.labels["result"]] += int(sample.value)
-    return outcomes, _wait(metrics.receipt_wait)
+    return Measured(outcomes, _wait(metrics.receipt_wait), _wait(metrics.guard_step))
 
 
 def _wait(histogram: Histogram) -> Wait:

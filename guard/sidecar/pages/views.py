@@ -40,7 +40,7 @@ def overview(site: Site, asked: Asked) -> Response:
         refresh=asked.query.get("refresh") == "30", total=total,
         groups=[(rates.name_of(by, each.key, version_of), each) for each in groups],
         course=rates.bars(queries.course(site.store, wanted, since, now, PARTS)), since=since, now=now,
-        measured=rates.measured(site.sidecar.metrics),
+        measured=rates.measured(site.sidecar.metrics), spent=rates.guard_time(queries.guard_times(site.store, wanted)),
     )  # fmt: skip
 
 
@@ -112,6 +112,11 @@ def versions(site: Site, asked: Asked) -> Response:
         "versions.html.j2", asked, changes=changes(site.store, registry), current=registry.current(),
         serving=followed.serving.version if followed else None, problem=followed.problem if followed else None,
     )  # fmt: skip
+
+
+def canary(site: Site, asked: Asked) -> Response:
+    """What `serve --canary` has found of a new detector, beside the one in force."""
+    return render("canary.html.j2", asked, figures=site.sidecar.comparer.figures())
 
 
 def label(site: Site, asked: Asked) -> Response:

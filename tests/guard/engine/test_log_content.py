@@ -35,6 +35,9 @@ def test_the_spool_holds_what_the_policy_lets_it(
     assert trace.prompt_ids == (engine.prompt(REQUEST) if content != "none" else [])
     assert (trace.prompt_tokens, trace.output_tokens) == (len(engine.prompt(REQUEST)), len(whole.ids))
     assert len(trace.receipt.interventions) == 1
+    assert trace.guard_time is not None
+    assert len(trace.guard_time.steps) == trace.receipt.seen
+    assert min(trace.guard_time.request, *trace.guard_time.steps) > 0
     proof = prove(trace.guard_id, trace, Delivered(len(whole.ids)), policy)
     assert (proof.broken, proof.attached.guarded, proof.attached.interventions) == (False, True, 1)
     assert prove(trace.guard_id, trace, Delivered(len(whole.ids) + 1), policy).broken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifiers.detector import Asked, Detector
+from classifiers.detector import Asked, Detector, RequestContext
 from guard.engine import rows
 from guard.engine.session import EngineGuard, EngineSettings, GuardedRequest
 from guard.policy import Policy
 from guard.prompt import PromptReader
 from guard.steps import Zone
+from guard.traces import read_traces, us_since
 from tests.guard import kit
 from tests.guard.engine.runners import Runner
 from tests.guard.hostile import CALM, CUE, END, OBEYS, POLICIES, START, TOKENS, ZONES, any_score
@@ -34,11 +36,12 @@ class AnyDetector(kit.WordDetector):
         return np.array([np.nan if score is None else score for score in scores], np.float32)
 
 
-def made(policy: Policy, detector: Detector) -> EngineGuard:
-    """A real guard that writes no traces."""
+def made(policy: Policy, detector: Detector, spool: Path | None = None) -> EngineGuard:
+    """A real guard; without a spool it writes no traces."""
     runtime = dataclasses.replace(kit.runtime(policy), detector=detector)
     reader = PromptReader(runtime.table, runtime.grammar, (), ())
-    return EngineGuard(EngineSettings(spool=Path("unused")), runtime, reader, "replay", writes=False)
+    settings = EngineSettings(spool=spool or Path("unused"))
+    return EngineGuard(settings, runtime, reader, "replay", writes=spool is not None)
 
 
 @functools.cache
@@ -127,6 +130,41 @@ def test_a_full_step_is_cut_where_it_would_be_token_by_token() -> None:
         rows.read(guard, [row])
     whole = range(0, len(tokens) - 7, 8)
     assert [(step.start, step.end) for step in row.request.monitor.steps] == [(i, i + 8) for i in whole]
+
+
+class Slow(kit.WordDetector):
+    """Takes 20 ms for a request and for a batch."""
+
+    def request(self, request: str) -> RequestContext:
+        time.sleep(0.02)
+        return super().request(request)
+
+    def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+        time.sleep(0.02)
+        return super().score_batch(asked)
+
+
+def test_what_a_request_waits_for_the_guard_is_kept_a_round_of_scoring_whole_for_each(tmp_path: Path) -> None:
+    guard = made(Policy(), Slow(), tmp_path)
+    one, two = (rows.Row(guard.open([START], name), []) for name in ("one", "two"))
+    clock = time.perf_counter_ns()
+    for row in (one, two):
+        row.tokens += kit.encode(kit.CALM)
+    rows.read(guard, [one, two])
+    one.tokens += kit.encode(kit.CALM)
+    rows.read(guard, [one, two])
+    whole = us_since(clock)
+    assert one.request.spent.steps[0] == two.request.spent.steps[0]
+    assert [len(row.request.spent.steps) for row in (one, two)] == [2, 1]
+    assert min(*one.request.spent.steps, one.request.spent.request) >= 20_000
+    assert sum(one.request.spent.steps) <= whole
+    # The unfinished step is judged when the request has ended; the trace has it all.
+    two.tokens += kit.encode(kit.CALM)[:-1]
+    rows.finish(guard, two)
+    (trace,) = read_traces(tmp_path)[0]
+    assert trace.guard_time == two.request.spent
+    assert [len(trace.steps), len(two.request.spent.steps)] == [2, 2]
+    assert trace.guard_us == two.request.spent.request + sum(two.request.spent.steps) >= 60_000
 
 
 def test_placeholders_at_the_end_are_no_tokens() -> None:

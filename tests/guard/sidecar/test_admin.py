@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import httpx
 import pytest
 import yaml
 
+from classifiers.artifact import MANIFEST_FILE, fingerprint
+from classifiers.detector import DEFAULT
 from guard.engine.session import PROBE_POLICY
 from guard.errors import UserError
 from guard.keys import hash_of
@@ -64,7 +68,10 @@ class Front:
             self.sidecar.probe.proven = True
             self.write({}, [("a", "strict.yaml")])
             (self.files / "strict.yaml").write_text("name: strict\n")
-            sources = Sources(self.files / "policy.yaml", None, self.files / "keys.yaml", self.files / "detectors")
+            self.canary = shutil.copytree(DEFAULT, self.files / "canary")
+            sources = Sources(
+                self.files / "policy.yaml", None, self.files / "keys.yaml", self.files / "detectors", self.canary, 100
+            )
             reader = RulesReader(sources, self._runtime)
             self.sidecar.adopt(reader.read())
             self.sidecar.reloader = Reloader(self.sidecar, reader, TOKEN)
@@ -139,6 +146,25 @@ def test_a_bad_file_keeps_the_last_good_rules_and_says_so(front: Front) -> None:
     front.write({}, [])
     assert front.reload()[0] == 200
     assert (front.metric("reasonguard_reload_ok"), front.sidecar.tenant("Bearer rg-a")) == (1, None)
+
+
+def test_a_new_canary_is_taken_over_and_a_bad_one_keeps_the_last_good(front: Front) -> None:
+    manifest, first = front.canary / MANIFEST_FILE, fingerprint(DEFAULT)
+    assert front.reload()[1]["canary"] == first
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": 0.125}))
+    second = fingerprint(front.canary)
+    status, answer = front.reload()
+    assert (status, answer["canary"], answer["detector"]) == (200, second, front.sidecar.runtime.detector.version)
+    assert front.probed == [], "what decides nothing needs no proof"
+    (front.canary / "first.onnx").write_bytes(b"")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": 0.25}))
+    status, answer = front.reload()
+    assert (status, answer["canary"]) == (409, second)
+    assert "canary/first.onnx is damaged" in answer["problem"]
+    canary = front.sidecar.comparer.canary
+    assert canary is not None
+    assert (canary.fingerprint, canary.detector.threshold) == (second, 0.125)
+    assert front.metric("reasonguard_reload_ok") == 0
 
 
 def test_rules_that_the_engine_does_not_take_are_not_in_force(front: Front) -> None:

@@ -25,6 +25,9 @@ def test_every_query_of_the_dashboard_names_what_metrics_has(start: Start) -> No
     front.sidecar.metrics.reloads.labels("loaded").inc()
     front.sidecar.metrics.upstream_up.labels("1").set(1)
     front.sidecar.metrics.upstream_in_flight.labels("1").set(0)
+    front.sidecar.metrics.canary_requests.labels("c", "default", "inject", "same").inc()
+    front.sidecar.metrics.canary_steps.labels("c").inc()
+    front.sidecar.metrics.canary_left_out.labels("c", "dropped").inc()
     labels: dict[str, set[str]] = {}
     for line in front.http.get("/metrics").text.splitlines():
         if sample := re.match(r"(reasonguard_\w+)(?:\{(.*)\})? ", line):

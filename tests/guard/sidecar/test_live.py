@@ -19,12 +19,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from classifiers.artifact import MANIFEST_FILE
+from classifiers.artifact import MANIFEST_FILE, fingerprint
 from classifiers.detector import DEFAULT
 from guard.keys import hash_of
 from guard.policy import Policy
 from guard.sidecar.admin import RELOAD, Reloader
 from guard.sidecar.app import create_app
+from guard.sidecar.canary import Canary
 from guard.sidecar.remote_check import check_remote
 from guard.sidecar.remote_probe import prove_substitution
 from guard.sidecar.rules import RulesReader, Sources
@@ -36,6 +37,7 @@ from tests.conformance.gateway import Gateway
 from tests.conformance.run import results
 from tests.guard.lora import build_detour
 from tests.guard.sidecar.conftest import running
+from tests.guard.sidecar.fronts import until
 from tests.tiny import ANSWER, CUE, OPENING, PLAN, REFUSAL_STEP
 
 START_SECONDS = 300
@@ -367,6 +369,26 @@ def test_a_detector_is_taken_over_by_the_running_engine(operator: Operator) -> N
     assert "is damaged" in refused.json()["problem"]
     assert operator.live.metric("reasonguard_reload_ok") == 0
     assert operator.chat("a")[1].steps[0].cue is True
+
+
+def test_a_canary_reads_what_the_engine_wrote_and_changes_nothing(operator: Operator, tmp_path: Path) -> None:
+    path = shutil.copytree(DEFAULT, tmp_path / "canary")
+    manifest = path / MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threshold": 0.0}))
+    sidecar = operator.live.parts.sidecar
+    comparer = sidecar.comparer
+    comparer.use(Canary.load(path, 100), sidecar.runtime.detector)
+    operator.live.http.post("/v1/chat/completions", json=HARMFUL)
+    answer = operator.live.http.post("/v1/chat/completions", json=HARMFUL).json()
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 2)
+    found = comparer.figures()
+    assert found is not None
+    # Every step is a cue to it; the detector in force answered the second, and nothing else.
+    assert (dict(found.results), dict(found.left_out), found.problem) == ({"earlier": 2}, {}, None)
+    assert [(each.in_force, each.canary) for each in found.differing] == [(1, 0)] * 2
+    assert answer["choices"][0]["message"]["reasoning"].strip() in turned()
+    assert answer["reasonguard"]["interventions"] == 1
+    assert operator.live.metric("reasonguard_canary_requests_total", canary=fingerprint(path), result="earlier") == 2
 
 
 def test_a_stranger_cannot_make_the_engines_guard_stand_aside(live: Live) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from guard.policy import Policy
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.proof import Delivered, prove
-from guard.traces import Intervention, StepRecord, Trace
+from guard.traces import GuardTime, Intervention, StepRecord, Trace
 from tests.guard.sidecar.scripted import trace_of
 
 POLICY = Policy(name="strict", zones=("reasoning", "answer"))
@@ -50,6 +52,20 @@ def test_steps_and_interventions_are_told_apart_by_zone_and_result() -> None:
     }  # fmt: skip
     assert counted(metrics, "requests") == {("strict", "inject", "unproven"): 1}
     assert counted(metrics, "injected_tokens") == {("strict", "inject"): 5}
+
+
+def test_the_guards_time_is_told_by_request_and_by_step() -> None:
+    metrics = Metrics()
+    for spent in (GuardTime(request=4_000, steps=[90, 2_000, 40_000]), None, GuardTime()):
+        trace = traced([step("reasoning", 0.1)]).model_copy(update={"guard_time": spent})
+        metrics.count(prove("g1", trace, Delivered(3), POLICY))
+    request, by_step = (
+        {s.labels.get("le") or s.name.rpartition("_")[2]: s.value for family in each.collect() for s in family.samples}
+        for each in (metrics.guard_request, metrics.guard_step)
+    )
+    assert (request["count"], request["0.001"], request["0.025"], request["0.05"]) == (2, 1, 1, 2)
+    assert (by_step["count"], by_step["0.0001"], by_step["0.0025"], by_step["0.05"]) == (3, 1, 2, 3)
+    assert by_step["sum"] == pytest.approx(0.04209)
 
 
 def test_a_trace_that_contradicts_itself_is_counted_all_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,29 @@ def test_a_damaged_detector_is_not_published(sources: Sources, runtime: GuardRun
     assert not sources.detectors.exists()
     with pytest.raises(UserError, match="cannot be copied"):
         publish(DEFAULT, sources.keys or DEFAULT)
+
+
+def test_a_canary_is_loaded_again_only_where_it_is_another(
+    sources: Sources, runtime: GuardRuntime, tmp_path: Path
+) -> None:
+    path = shutil.copytree(DEFAULT, tmp_path / "canary")
+    reader = RulesReader(replace(sources, canary=path, canary_percent=20), runtime)
+    canary = reader.read().canary
+    assert canary is not None
+    assert (canary.fingerprint, canary.percent) == (fingerprint(DEFAULT), 20)
+    assert canary.detector is not runtime.detector
+    assert reader.read().canary is canary
+    change_threshold(replace(sources, detector=path), 0.125)
+    other = reader.read()
+    assert other.canary is not None
+    assert (other.canary.fingerprint, other.canary.detector.threshold) == (fingerprint(path), 0.125)
+    # It decides nothing, so the engine needs no copy of it.
+    assert (other.default.detector, other.default.runtime.detector) == (None, runtime.detector)
+    assert not (tmp_path / "detectors").exists()
+    change_threshold(replace(sources, detector=path), 0.25)
+    (path / "head.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"canary/head.onnx is damaged"):
+        reader.read()
 
 
 def test_a_key_is_found_by_its_hash_alone(runtime: GuardRuntime) -> None:

@@ -50,6 +50,9 @@ def test_a_cue_is_substituted_and_the_receipt_says_that_nothing_else_guards(remo
         True, "substitute", "sidecar-only", 1,
     )  # fmt: skip
     assert receipt["replaced_tokens"] == len(item.cue_ids)
+    assert trace.guard_time is not None
+    assert len(trace.guard_time.steps) == receipt["seen"]
+    assert trace.guard_time.request > 0
     first, again = front.engines[0].asked[-2:]
     assert (first["seed"], first["return_token_ids"], "vllm_xargs" in first) == (7, True, False)
     assert CUE not in table.text(again["prompt"])

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from guard.store.store import Store
 from guard.store.tables import interventions, spool_files, steps, traces
-from guard.traces import Trace
+from guard.traces import GuardTime, Trace
 from tests.guard.test_traces import make
 
 TABLES = (traces, steps, interventions, spool_files)
@@ -21,6 +21,7 @@ def variant(guard_id: str, number: int = 0) -> Trace:
     trace = make(guard_id, request=f"request {number}\0\n")
     trace.output_ids = [number, *trace.output_ids]
     trace.created = 100.0 + number
+    trace.guard_time = GuardTime(request=number, steps=[number, 2]) if number % 2 else None
     trace.steps = trace.steps[: 1 + number % 2]
     trace.receipt.interventions = trace.receipt.interventions[: number % 2]
     return trace

@@ -18,13 +18,15 @@ from guard.store import spool as spool_module
 from guard.store.ingest import Fed, Ingester
 from guard.store.store import Store
 from guard.store.tables import spool_files, traces
-from guard.traces import Spool, Trace, read_traces
+from guard.traces import GuardTime, Spool, Trace, read_traces
 from tests.guard.store.kit import documents, dump, spooled, variant, write
 from tests.guard.test_traces import make
 
 
 def test_every_column_of_a_trace(store: Store, tmp_path: Path) -> None:
-    trace = make("a", request="How\0?", unscored=1).model_copy(update={"tenant": "acme", "weights": "w1"})
+    trace = make("a", request="How\0?", unscored=1).model_copy(
+        update={"tenant": "acme", "weights": "w1", "guard_time": GuardTime(request=7, steps=[1, 2])}
+    )
     path = write(tmp_path, [b"torn\n", trace])
     assert Ingester(store, tmp_path).run() == Fed(lines=2, traces=1, malformed=1)
     tables = dump(store)
@@ -33,7 +35,7 @@ def test_every_column_of_a_trace(store: Store, tmp_path: Path) -> None:
         "tokenizer_hash": "0" * 12, "log_content": "full", "prompt_tokens": 2, "output_tokens": 3,
         "policy": "default", "policy_hash": "f" * 12, "detector": "d", "engine": "vllm-v1", "shadow": False,
         "probe": False, "clean": False, "seen": 1, "scored": 1, "unscored": 1, "unreadable": 0, "cues": 1,
-        "interventions": 1, "injected_tokens": 1, "replaced_tokens": 0, "enforcement_failed": 0,
+        "interventions": 1, "injected_tokens": 1, "replaced_tokens": 0, "enforcement_failed": 0, "guard_us": 10,
         "document": trace.model_dump_json(),
     }]  # fmt: skip
     assert tables["steps"] == [

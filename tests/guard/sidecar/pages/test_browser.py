@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from guard.sidecar.canary import Canary
+from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
+from guard.traces import GuardTime
+from tests.guard import kit
+from tests.guard.recorded import CALM, CUE, live
+from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.browser import chromium
 from tests.guard.sidecar.pages.kit import CAKE, LAMP, NOW, PASSWORD, SCRIPT, SHED, Pages, Said, opened, told
+from tests.guard.sidecar.test_canary import Words
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -36,6 +43,7 @@ def traffic() -> list[object]:
         found.append(base.model_copy(update={
             "guard_id": f"day{n:03}", "created": NOW - 120 - 86_000 * hour**1.5, "receipt": receipt,
             "tenant": ("acme", "globex")[n % 2],
+            "guard_time": GuardTime(request=4000 + 90 * n, steps=[900 + 70 * n] * 3),
         }))  # fmt: skip
     return found
 
@@ -45,8 +53,21 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pages, Bro
     """One browser and one store for all tests of this file."""
     with opened(tmp_path_factory.mktemp("browser")) as pages:
         pages.feed(LAMP, CAKE, SHED, HOSTILE)
+        compare_a_canary(pages)
         with chromium(str(pages.http.base_url)) as browser:
             yield pages, browser
+
+
+def compare_a_canary(pages: Pages) -> None:
+    """Figures for the page of the canary, and a request on which it differs."""
+    comparer, runtime = pages.sidecar.comparer, pages.sidecar.runtime
+    comparer.use(Canary(Words("car"), "detector-0123456789ab", 100), runtime.detector)
+    said = dict.fromkeys([f"day{n:03}" for n in range(50)], kit.encode("My reply ends here."))
+    said |= dict.fromkeys([f"day{n:03}" for n in range(6)], kit.encode("I agree to a car."))
+    for guard_id, model in {**said, "lamp": CALM, "cake": CUE}.items():
+        trace = live(model, runtime.policy, guard_id=guard_id)
+        comparer.offer(prove(guard_id, trace, Delivered(None), runtime.policy), runtime)
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 52)
 
 
 @pytest.fixture
@@ -154,10 +175,12 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_have_what_assistive_technology_needs(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    for path in ("/", "/traces", "/traces/lamp", "/traces/shed", "/review", "/versions"):
+    for path in ("/", "/traces", "/traces/lamp", "/traces/shed", "/review", "/versions", "/canary"):
         page.goto(f"/guard{path}")
         assert page.evaluate(BASICS) == [], path
         assert page.evaluate(CONTRAST) == [], path
+    if scheme == "light":
+        shot(page, "review-canary")
     page.goto("/guard/traces/lamp")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -194,6 +217,8 @@ def test_the_log_in_page_too_and_all_of_it_without_scripts(shown: tuple[Pages, B
 def test_the_overview_of_a_busy_day(shown: tuple[Pages, BrowserContext], page: Page) -> None:
     pages, _ = shown
     pages.feed(*traffic())  # type: ignore[arg-type]
+    for seconds in (0.0004, 0.0004, 0.006):
+        pages.sidecar.metrics.guard_step.observe(seconds)
     page.goto("/guard/?by=detector")
     assert page.locator("table tbody tr").count() == 2
     assert page.locator(".card .big").first.inner_text() == "184"

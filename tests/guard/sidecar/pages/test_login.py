@@ -19,7 +19,7 @@ from guard.store import reviews
 from tests.guard.sidecar.conftest import running
 from tests.guard.sidecar.pages.kit import LAMP, PASSWORD, Pages
 
-PAGES = ("/", "/traces", "/traces/lamp", "/review", "/versions")
+PAGES = ("/", "/traces", "/traces/lamp", "/review", "/versions", "/canary")
 
 
 def test_nobody_sees_anything_without_a_login(nobody: Pages) -> None:

@@ -10,12 +10,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from guard.sidecar.canary import Canary
 from guard.sidecar.pages import queries
+from guard.sidecar.proof import Delivered, prove
 from guard.store import reviews
 from guard.store.reading import Filter
 from guard.store.store import Store
-from guard.traces import Trace
+from guard.traces import GuardTime, Trace
+from tests.guard.recorded import CALM, CUE, live
+from tests.guard.sidecar.fronts import until
 from tests.guard.sidecar.pages.kit import CAKE, LAMP, NOW, SCRIPT, SHED, Pages, Said, opened, text_of, told
+from tests.guard.sidecar.test_canary import Words
 from tests.guard.store.conftest import postgres as postgres
 
 
@@ -38,8 +43,8 @@ def test_the_overview_counts_what_the_store_holds(pages: Pages) -> None:
     assert "Requests 4 10 steps" in page
     assert "Intervened 50.0 % 2 requests, 95 % [15.0, 85.0]" in page
     assert "With unscored steps 1 25.0 % [4.6, 69.9]" in page
-    assert "Guard time not recorded" in page
-    assert "p50 nothing yet" in page
+    assert "Guard time of a request p50 not recorded p95 not recorded in the window, n = 0" in page
+    assert "Guard time of a step p50 nothing yet" in page
     assert "default 2acf9ffb68ef 4 50.0 % [15.0, 85.0] 25.0 % [4.6, 69.9] 25.0 % [4.6, 69.9] 2" in page
     assert "Requests 3 9 steps" in text_of(pages.get("/?window=1h"))
     by_version = text_of(pages.get("/?window=all&by=version"))
@@ -62,12 +67,34 @@ def test_an_empty_store_has_an_overview(pages: Pages) -> None:
     assert "Nothing waits" in pages.get("/review")
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_guards_time_is_told_of_the_newest_requests(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else request.getfixturevalue("postgres").database()
+    with opened(tmp_path, url=url) as pages:
+        assert pages.log_in().status_code == 303
+        for n in range(1, 41):
+            time = GuardTime(request=n * 1000, steps=[n * 250, n * 250])
+            pages.feed(CAKE.model_copy(update={"guard_id": f"t{n}", "created": NOW - n, "guard_time": time}))
+        pages.feed(LAMP, told("old", "?", [Said("A step.")], created=NOW - 7200, guard_time=GuardTime(request=10**9)))
+        page = text_of(pages.get("/?window=1h"))
+        assert "Guard time of a request p50 30.0 ms p95 57.0 ms in the window, n = 40" in page
+        assert "p95 58.5 ms in the window, n = 41" in text_of(pages.get("/"))
+        monkeypatch.setattr(queries, "TIMED", 10)
+        assert "p50 7.5 ms p95 15.0 ms in the window, n = 10" in text_of(pages.get("/"))
+        assert "guard time 4.5 ms, 3.0 of them to read the request" in text_of(pages.get("/traces/t3"))
+        assert "guard time not recorded" in text_of(pages.get("/traces/lamp"))
+
+
 def test_what_the_sidecar_measured_is_told_as_bounds(pages: Pages) -> None:
     for seconds in [0.004] * 18 + [0.04, 20.0]:
         pages.sidecar.metrics.receipt_wait.observe(seconds)
+    pages.sidecar.metrics.guard_step.observe(0.002)
     pages.sidecar.metrics.requests.labels("guarded").inc(20)
     page = text_of(pages.get("/"))
     assert "p50 at most 5 ms p95 at most 50 ms since the start, n = 20" in page
+    assert "Guard time of a step p50 at most 2.5 ms p95 at most 2.5 ms since the start, n = 1" in page
     assert "guarded 20" in page
 
 
@@ -301,6 +328,28 @@ def test_a_slow_page_holds_nobody_up(pages: Pages, monkeypatch: pytest.MonkeyPat
 
 def test_without_a_registry_the_page_says_how_to_get_one(pages: Pages) -> None:
     assert "serve --versions DIR" in text_of(pages.get("/versions"))
+
+
+def test_the_canary_is_shown_beside_the_detector_in_force(pages: Pages) -> None:
+    assert "serve --canary DIR" in text_of(pages.get("/canary"))
+    comparer, runtime = pages.sidecar.comparer, pages.sidecar.runtime
+    comparer.use(Canary(Words("car"), "detector-0123456789ab", 20), runtime.detector)
+    page = text_of(pages.get("/canary"))
+    assert "The canary detector-0123456789ab sees 20 % of the requests and decides nothing." in page
+    assert "in force words-1 0.5 no cases 0 canary words-1 0.5 no cases 0" in page
+    percent_of_ids = [f"g{n}" for n in range(200) if Canary(Words(), "", 20).watches(f"g{n}")]
+    for guard_id, model in zip(percent_of_ids, (CALM, CALM, CUE, CUE + CALM), strict=False):
+        trace = live(model, runtime.policy, guard_id=guard_id)
+        comparer.offer(prove(guard_id, trace, Delivered(None), runtime.policy), runtime)
+    until(lambda: (found := comparer.figures()) is not None and found.results.total() == 4)
+    page = text_of(pages.get("/canary"))
+    assert "in force words-1 0.5 500.0 [150.0, 850.0] 4 canary words-1 0.5 750.0 [300.6, 954.4] 4" in page
+    assert "Agreement: 0.0 % [0.0, 49.0]" in page
+    assert "only the canary flags it 50.0 % [15.0, 85.0] 2" in page
+    assert "only the detector in force flags it 25.0 % [4.6, 69.9] 1" in page
+    assert "steps scored 5 dropped 0 skipped 0 errors 0" in page
+    assert f"{percent_of_ids[3]} the canary flags it later step 0 step 1" in page
+    assert f'href="/guard/traces/{percent_of_ids[3]}"' in pages.get("/canary")
 
 
 def test_the_store_is_opened_once_it_is_there(tmp_path: Path) -> None:
