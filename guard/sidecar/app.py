@@ -23,6 +23,7 @@ from guard.sidecar.gate import KeyGate
 from guard.sidecar.limits import Limited
 from guard.sidecar.metrics import CONTENT_TYPE
 from guard.sidecar.observe import Observed
+from guard.sidecar.openapi import PATH, openapi
 
 _POLL = 0.5
 _GUARDED = "only POST /v1/chat/completions and /v1/responses"
@@ -62,6 +63,7 @@ def create_app(
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
+            Route(PATH, openapi),
             Route(RELOAD, reload, methods=["POST"]),
             *([] if pages is None else [Mount("/guard", app=pages)]),
         ],
@@ -159,7 +161,8 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 async def _http_error(request: Request, error: Any) -> Response:
     message = f"{request.method} {request.url.path} is not served here: {_GUARDED} are guarded."
-    return ApiError(error.status_code, "not_found", message).response()
+    # A 405 names the methods that there are.
+    return ApiError(error.status_code, "not_found", message).response(error.headers)
 
 
 async def _crash(request: Request, error: Exception) -> Response:

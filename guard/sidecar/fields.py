@@ -11,6 +11,9 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 64
 MAX_MESSAGES = 2048
 
+#: How the OpenAPI document says that the user must have asked something; `Firewall` checks it.
+SAID_BY_USER = {"contains": {"type": "object", "required": ["role"], "properties": {"role": {"const": "user"}}}}
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -55,7 +58,9 @@ class ChatRequest(Strict):
     nothing, and 1e-30 lifts every other repeated token above it.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MAX_MESSAGES, json_schema_extra=dict(SAID_BY_USER))
+    ]
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
