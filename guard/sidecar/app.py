@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from guard.sidecar.admin import RELOAD, reload
-from guard.sidecar.chat import chat, responses
+from guard.sidecar.chat import chat, completions, responses
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.gate import KeyGate
@@ -26,7 +26,7 @@ from guard.sidecar.observe import Observed
 from guard.sidecar.openapi import PATH, openapi
 
 _POLL = 0.5
-_GUARDED = "only POST /v1/chat/completions and /v1/responses"
+_GUARDED = "only POST /v1/chat/completions, /v1/responses and (where it is on) /v1/completions"
 Hook = Callable[[], None]
 
 
@@ -59,6 +59,7 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/responses", responses, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
             Route("/ready", ready),

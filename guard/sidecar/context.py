@@ -65,6 +65,8 @@ class Sidecar:
     limits: Limits = field(init=False)
     keeper: Keeper | None = None
     """Starts a dead engine again; None: it stays dead."""
+    completions: bool = False
+    """Whether `/v1/completions` is served."""
     max_body: int = MAX_BODY
     receipt_wait: float = WAIT_SECONDS
     holding: WeakSet[object] = field(default_factory=WeakSet)

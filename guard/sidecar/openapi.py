@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from guard.sidecar.completions import CompletionRequest
 from guard.sidecar.fields import DROPPED, ECHOED, ChatRequest, Message
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Attached
 from guard.sidecar.responses_fields import RESPONSES_DROPPED, SAMPLING, ResponsesRequest
@@ -53,14 +54,14 @@ class NotReady(BaseModel):
 
 #: Requests, and the fields beside their own that are taken and dropped.
 _REQUESTS: Mapping[type[BaseModel], frozenset[str]] = {
-    ChatRequest: DROPPED, ResponsesRequest: RESPONSES_DROPPED, Message: ECHOED,
+    ChatRequest: DROPPED, CompletionRequest: DROPPED, ResponsesRequest: RESPONSES_DROPPED, Message: ECHOED,
 }  # fmt: skip
 _ANSWERS = (Attached, Error, Health, NotReady)
 
 _REFUSALS: Mapping[int, str] = {
     400: "Refused by the parameter firewall, or by the engine.",
     401: "No key that is known here (`serve --keys`).",
-    404: "The engine has no such model.",
+    404: "The engine has no such model, or `/v1/completions` is off (`serve --completions`).",
     413: "The body is too large.",
     422: "The engine cannot read it.",
     429: "Beyond a quota; `Retry-After` says for how long.",
@@ -83,6 +84,7 @@ def document() -> Schema:
         "paths": {
             "/v1/chat/completions": {"post": _guarded("Chat completion", ChatRequest, "choices")},
             "/v1/responses": {"post": _guarded("Response", ResponsesRequest, "output")},
+            "/v1/completions": {"post": _guarded("Completion of a raw prompt", CompletionRequest, "choices")},
             "/v1/models": {"get": _models()},
             "/guard/admin/reload": {"post": _reload()},
             "/health": {"get": _health()},

@@ -64,6 +64,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
     )
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
+    sidecar.completions = settings.completions
     sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
     return Prepared(None, sidecar, model, feeder, review_pages(settings, sidecar, model))
 

@@ -15,6 +15,7 @@ from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.admin import Reloader
 from guard.sidecar.app import create_app
+from guard.sidecar.completions import CompletionRequest
 from guard.sidecar.context import build_sidecar
 from guard.sidecar.fields import DROPPED, ChatRequest
 from guard.sidecar.neutral import Neutraliser
@@ -23,10 +24,10 @@ from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.responses_fields import RESPONSES_DROPPED, ResponsesRequest
 from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.upstream import Upstream
-from guard.traces import Spool
+from guard.traces import Spool, Trace
 from tests.guard.sidecar.fronts import RemoteFront, until
 from tests.guard.sidecar.fuzz import fuzz
-from tests.guard.sidecar.scripted_process import Process
+from tests.guard.sidecar.scripted import ScriptedEngine, probe_trace, trace_of
 from tests.guard.sidecar.serving import running
 
 TOKEN = "an-operators-token"
@@ -35,14 +36,24 @@ TOKEN = "an-operators-token"
 @pytest.fixture
 def injecting(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> Iterator[tuple[str, Starlette]]:
     """A sidecar, and its URL, whose scripted engine proves what it is told to and answers everything."""
-    trigger = runtime.triggers[0]
-    engine = Process(tmp_path, Policy(), runtime.detector.version, trigger.id, list(trigger.spaced))
+
+    def told(guard_id: str) -> list[Trace]:
+        args = engine.body["vllm_xargs"]
+        policy = Policy.model_validate_json(args["guard_policy"])
+        probes = "guard_probe" in args
+        trace = probe_trace(guard_id, policy, runtime) if probes else trace_of(guard_id, policy)
+        engine.tokens = trace.output_tokens
+        return [trace]
+
+    engine = ScriptedEngine(tmp_path, told)
+    engine.hold.set()
     with running(engine.app()) as upstream:
         sidecar = build_sidecar(
             replace(runtime, policy=Policy()), neutraliser, Upstream(upstream, "key"), SpoolFollower(tmp_path),
             secret="s", alive=lambda: True, spool=Spool(tmp_path), served_name="scripted", allow_seed=True,
         )  # fmt: skip
         sidecar.reloader = Reloader(sidecar, RulesReader(Sources(), runtime), TOKEN)
+        sidecar.completions = True
         app = create_app(sidecar)
         with running(app) as url:
             until(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 200)
@@ -55,7 +66,9 @@ def test_no_request_makes_a_sidecar_fail_that_injects(injecting: tuple[str, Star
 
 
 def test_no_request_makes_a_sidecar_fail_that_substitutes(remotes: Callable[..., RemoteFront], tmp_path: Path) -> None:
-    assert fuzz(str(remotes(1).http.base_url), 60, tmp_path, edges=False) > 100
+    front = remotes(1)
+    front.sidecar.completions = True
+    assert fuzz(str(front.http.base_url), 60, tmp_path, edges=False) > 150
 
 
 def test_the_document_names_every_route_and_its_methods(injecting: tuple[str, Starlette]) -> None:
@@ -71,7 +84,7 @@ def test_the_document_names_every_route_and_its_methods(injecting: tuple[str, St
 
 def test_a_request_is_the_one_that_the_firewall_reads() -> None:
     schemas = document()["components"]["schemas"]
-    for model, dropped in ((ChatRequest, DROPPED), (ResponsesRequest, RESPONSES_DROPPED)):
+    for model, dropped in ((ChatRequest, DROPPED), (CompletionRequest, DROPPED), (ResponsesRequest, RESPONSES_DROPPED)):
         schema = schemas[model.__name__]
         assert schema["additionalProperties"] is False
         assert set(schema["properties"]) == {*model.model_fields, *dropped}
