@@ -57,6 +57,8 @@ async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Resp
     sidecar: Sidecar = request.app.state.sidecar
     try:
         admitted = await run_in_threadpool(admit, await _body(request, sidecar.max_body))
+        # `Limited` ends a stream in it that takes too long.
+        request.state.wording = admitted.wording
         tenant: Tenant = request.state.tenant
         await sidecar.enter(tenant)
         exchange = _exchange(sidecar, admitted, tenant)
