@@ -109,8 +109,7 @@ class Sidecar:
     def adopt(self, rules: Rules) -> None:
         """Puts other rules in force, for requests that begin from now on."""
         self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
-        if isinstance(self.probe, Probe):
-            self.probe.tenant = rules.default
+        self.probe.tenant = rules.default
         self.metrics.keys.set(len(rules.keys or {}))
 
     def tenant(self, authorization: str) -> Tenant | None:
