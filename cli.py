@@ -72,6 +72,7 @@ def serve(
             metavar="FILE", help="Turn on the review pages at /guard/ for those whom `reviewers add` wrote here."
         ),
     ] = None,
+    completions: Annotated[bool, typer.Option("--completions", help="Serve /v1/completions: raw prompts.")] = False,
     max_streams: Annotated[int, typer.Option(min=0, help="Requests under way at most; 0: any number.")] = 512,
     request_seconds: Annotated[float, typer.Option(min=0, help="Longest time for one request; 0: any.")] = 1800,
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
@@ -104,7 +105,7 @@ def serve(
             model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
             admin_token_file=admin_token_file, reviewers=reviewers, max_streams=max_streams,
             request_seconds=request_seconds, drain_seconds=drain_seconds, engine_restarts=engine_restarts,
-            log_format=log_format, otel=otel, upstreams=tuple(upstream or ()), canary=canary,
+            log_format=log_format, otel=otel, completions=completions, upstreams=tuple(upstream or ()), canary=canary,
             canary_percent=canary_percent,
         )
     )  # fmt: skip

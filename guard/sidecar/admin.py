@@ -1,7 +1,8 @@
 """Takes changed files over without a restart: by SIGHUP, or by `POST /guard/admin/reload` with the operator's token.
 
-The engine keeps no rules: every request names its own. So a reload is a matter of the sidecar alone, and requests under
-way end under the rules they began with. New rules are proven in the engine before anyone is served under them.
+The engine keeps no rules: every request names its own, and before engines at `--upstream` the sidecar applies them
+itself. So a reload is a matter of the sidecar alone, and requests under way end under the rules they began with. New
+rules are proven in the engine (or in each of several) before anyone is served under them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from starlette.responses import JSONResponse, Response
 
 from guard.errors import UserError
 from guard.sidecar.errors import ApiError
-from guard.sidecar.probe import Probe
 from guard.sidecar.rules import Rules, RulesReader
 
 if TYPE_CHECKING:
@@ -76,13 +76,10 @@ class Reloader:
             return {"reloaded": self.problem is None, "problem": self.problem, **self._in_force()}
 
     async def _proven(self, rules: Rules) -> str | None:
-        """Has the engine force a trigger under each policy that is new to it, with the detector that comes with it."""
+        """Has a trigger really take effect under each policy that is new, with the detector that comes with it."""
         known = {(tenant.policy.hash, tenant.detector) for tenant in self._sidecar.rules.distinct}
         new = [tenant for tenant in rules.distinct if (tenant.policy.hash, tenant.detector) not in known]
-        probe = self._sidecar.probe
-        if not isinstance(probe, Probe):
-            return "the engines at --upstream take no reload"
-        problems = await asyncio.gather(*(probe.try_out(tenant) for tenant in new))
+        problems = await asyncio.gather(*(self._sidecar.probe.try_out(tenant) for tenant in new))
         return next(
             (f"policy {tenant.policy.name} {tenant.policy.hash} was not proven: {problem}"
              for tenant, problem in zip(new, problems, strict=True) if problem is not None), None,

@@ -16,16 +16,17 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from guard.sidecar.admin import RELOAD, reload
-from guard.sidecar.chat import chat, responses
+from guard.sidecar.chat import chat, completions, responses
 from guard.sidecar.context import Sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.gate import KeyGate
 from guard.sidecar.limits import Limited
 from guard.sidecar.metrics import CONTENT_TYPE
 from guard.sidecar.observe import Observed
+from guard.sidecar.openapi import PATH, openapi
 
 _POLL = 0.5
-_GUARDED = "only POST /v1/chat/completions and /v1/responses"
+_GUARDED = "only POST /v1/chat/completions, /v1/responses and (where it is on) /v1/completions"
 Hook = Callable[[], None]
 
 
@@ -58,10 +59,12 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/responses", responses, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
+            Route(PATH, openapi),
             Route(RELOAD, reload, methods=["POST"]),
             *([] if pages is None else [Mount("/guard", app=pages)]),
         ],
@@ -159,7 +162,8 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 async def _http_error(request: Request, error: Any) -> Response:
     message = f"{request.method} {request.url.path} is not served here: {_GUARDED} are guarded."
-    return ApiError(error.status_code, "not_found", message).response()
+    # A 405 names the methods that there are.
+    return ApiError(error.status_code, "not_found", message).response(error.headers)
 
 
 async def _crash(request: Request, error: Exception) -> Response:

@@ -22,9 +22,11 @@ from guard.sidecar.firewall import Admitted
 from guard.sidecar.held import HeldExchange, cannot_hold
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
 from guard.sidecar.tenants import Tenant
-from guard.sidecar.upstream import checked, sse_events, unreachable
+from guard.sidecar.upstream import CHAT, COMPLETIONS, checked, sse_events, unreachable
 
 T = TypeVar("T")
+#: Why `/v1/completions` is 404.
+OFF = "/v1/completions is off: ask /v1/chat/completions, or start `serve` with --completions."
 
 
 class _Gone(Exception):
@@ -41,10 +43,22 @@ async def responses(request: Request) -> Response:
     return await _guarded(request, request.app.state.sidecar.firewall.admit_response)
 
 
+async def completions(request: Request) -> Response:
+    """One guarded completion of a raw prompt, streamed or not; 404 unless the operator has turned the route on."""
+    sidecar: Sidecar = request.app.state.sidecar
+    if not sidecar.completions:
+        sidecar.metrics.requests.labels("refused").inc()
+        return ApiError(404, "not_found", OFF).response()
+    request.state.tenant = request.state.tenant.watching_all
+    return await _guarded(request, sidecar.firewall.admit_completion)
+
+
 async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
     try:
         admitted = await run_in_threadpool(admit, await _body(request, sidecar.max_body))
+        # `Limited` ends a stream in it that takes too long.
+        request.state.wording = admitted.wording
         tenant: Tenant = request.state.tenant
         await sidecar.enter(tenant)
         exchange = _exchange(sidecar, admitted, tenant)
@@ -89,7 +103,9 @@ class Exchange:
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
         self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}}
-        if sidecar.keep_special:
+        self._path = COMPLETIONS if admitted.raw else CHAT
+        # Only a chat is taken apart.
+        if sidecar.keep_special and not admitted.raw:
             self._body["skip_special_tokens"] = False
 
     async def start(self) -> None:
@@ -99,7 +115,7 @@ class Exchange:
         """The whole response with its receipt; ApiError 502 when it cannot be proven and the policy fails closed."""
         self.sidecar.follower.expect(self.guard_id)
         try:
-            response = await self._sent(self.sidecar.upstream.chat(self._body))
+            response = await self._sent(self.sidecar.upstream.ask(self._body, self._path))
             answer = response.json()
             choice = answer["choices"][0]
             tokens = (answer.get("usage") or {}).get("completion_tokens")
@@ -117,7 +133,7 @@ class Exchange:
         body = {**self._body, "stream": True, "stream_options": {"include_usage": True}}
         self.sidecar.follower.expect(self.guard_id)
         try:
-            response = await self._sent(self.sidecar.upstream.open(body))
+            response = await self._sent(self.sidecar.upstream.open(body, self._path))
         except BaseException:
             self.sidecar.follower.forget(self.guard_id)
             raise

@@ -68,6 +68,8 @@ class Sidecar:
     """Shows finished responses to the canary, if there is one."""
     keeper: Keeper | None = None
     """Starts a dead engine again; None: it stays dead."""
+    completions: bool = False
+    """Whether `/v1/completions` is served."""
     max_body: int = MAX_BODY
     receipt_wait: float = WAIT_SECONDS
     holding: WeakSet[object] = field(default_factory=WeakSet)
@@ -116,8 +118,7 @@ class Sidecar:
     def adopt(self, rules: Rules) -> None:
         """Puts other rules in force, for requests that begin from now on."""
         self.runtime, self.detector, self.keys = rules.default.runtime, rules.default.detector, rules.keys
-        if isinstance(self.probe, Probe):
-            self.probe.tenant = rules.default
+        self.probe.tenant = rules.default
         self.comparer.use(rules.canary, rules.default.runtime.detector)
         self.metrics.keys.set(len(rules.keys or {}))
 

@@ -11,6 +11,9 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 64
 MAX_MESSAGES = 2048
 
+#: How the OpenAPI document says that the user must have asked something; `Firewall` checks it.
+SAID_BY_USER = {"contains": {"type": "object", "required": ["role"], "properties": {"role": {"const": "user"}}}}
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -48,14 +51,13 @@ class ResponseFormat(Strict):
     type: Literal["text"]
 
 
-class ChatRequest(Strict):
-    """The fields that reach the engine, within ranges in which a forced token always wins.
+class Sampling(Strict):
+    """What every route takes, within ranges in which a forced token always wins.
 
     Penalties are applied to a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to
     nothing, and 1e-30 lifts every other repeated token above it.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -65,15 +67,28 @@ class ChatRequest(Strict):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.5, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     n: Literal[1] | None = None
     response_format: ResponseFormat | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream shall end with its usage."""
+        return self.stream and self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(Sampling):
+    """The fields of a chat that reach the engine."""
+
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MAX_MESSAGES, json_schema_extra=dict(SAID_BY_USER))
+    ]
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tool_choice: Literal["none"] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 

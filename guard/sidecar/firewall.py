@@ -14,6 +14,12 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from guard.sidecar.completions import (
+    COMPLETIONS_REFUSED,
+    COMPLETIONS_VALUE_REASONS,
+    CompletionRequest,
+    CompletionsWording,
+)
 from guard.sidecar.errors import Refused
 from guard.sidecar.fields import (
     DROPPED,
@@ -24,6 +30,7 @@ from guard.sidecar.fields import (
     VALUE_REASONS,
     ChatRequest,
     Message,
+    Sampling,
 )
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.responses import ResponsesWording
@@ -50,6 +57,15 @@ class Admitted:
     stream: bool
     wants_usage: bool
     wording: Wording
+    raw: bool = False
+    """It is a text to be completed, not a chat."""
+
+    @property
+    def request(self) -> str:
+        """What is asked: the last user message, or all of a raw prompt. Steps are scored against it."""
+        if self.raw:
+            return str(self.body["prompt"]).strip()
+        return str(next(m["content"] for m in reversed(self.body["messages"]) if m["role"] == "user")).strip()
 
 
 class Firewall:
@@ -66,9 +82,7 @@ class Firewall:
         if isinstance(fields.get("messages"), list):
             fields["messages"] = [_without_echoes(m) for m in fields["messages"]]
         request = _parsed(ChatRequest, fields, VALUE_REASONS)
-        options = request.stream_options
-        wants_usage = request.stream and options is not None and options.include_usage
-        return Admitted(self._body(request), request.stream, wants_usage, ChatWording())
+        return Admitted(self._body(request), request.stream, request.wants_usage, ChatWording())
 
     def admit_response(self, raw: bytes) -> Admitted:
         """The same for `/v1/responses`: what is left of it is a chat request."""
@@ -86,18 +100,33 @@ class Firewall:
             raise Refused(error.message.replace("`messages`", "`input`"), param="input", code=error.code) from error
         return Admitted(body, request.stream, request.stream, ResponsesWording(asked))
 
+    def admit_completion(self, raw: bytes) -> Admitted:
+        """The same for `/v1/completions`. Its prompt is refused where a message would be broken up: whoever spells
+        special tokens in it has rendered a template, and would be answered as if it were none."""
+        fields = {k: v for k, v in _object(raw).items() if v is not None and k not in DROPPED}
+        _check_names(fields, CompletionRequest, COMPLETIONS_REFUSED)
+        request = _parsed(CompletionRequest, fields, COMPLETIONS_VALUE_REASONS)
+        if self._neutraliser.found_in(request.prompt):
+            raise Refused(
+                "`prompt` spells a special token of the model: /v1/chat/completions renders its template.",
+                param="prompt",
+            )
+        return Admitted(self._sent(request), request.stream, request.wants_usage, CompletionsWording(), raw=True)
+
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         """The request rebuilt."""
-        if request.seed is not None and not self._allow_seed:
-            raise Refused(f"`seed` is refused: {_NO_SEED}.", param="seed")
         if not any(message.role == "user" for message in request.messages):
             raise Refused(
                 "`messages` holds no user message: the guard scores reasoning against what the user asked.",
                 param="messages",
             )
-        body = request.model_dump(exclude_none=True, exclude=set(NOT_SENT))
-        body["messages"] = [self._message(message) for message in request.messages]
-        return body
+        return {**self._sent(request), "messages": [self._message(message) for message in request.messages]}
+
+    def _sent(self, request: Sampling) -> dict[str, Any]:
+        """The fields that go on as they are."""
+        if request.seed is not None and not self._allow_seed:
+            raise Refused(f"`seed` is refused: {_NO_SEED}.", param="seed")
+        return request.model_dump(exclude_none=True, exclude=set(NOT_SENT))
 
     def _message(self, message: Message) -> dict[str, str]:
         """One rebuilt message. Parts are joined as the engine would, so that no token can be spelled across two."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from guard.sidecar.context import Sidecar
 
 #: Open to whoever reaches the port: they hold no content. What lies under `/guard/` asks for its own login.
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 OWN_LOGIN = "/guard/"
 
 

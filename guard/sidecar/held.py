@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` in mode `substitute`: the sidecar watches the tokens itself and answers in its own words."""
+"""A request in mode `substitute`: the sidecar watches the tokens itself and answers in its own words."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INJECTED: dict[str, str] = {
     "logprobs": "a trigger that the sidecar says itself has none",
     "top_logprobs": "a trigger that the sidecar says itself has none",
 }
-_NOT_SAMPLING = {"messages", "max_tokens", "max_completion_tokens"}
+_NOT_SAMPLING = {"messages", "prompt", "max_tokens", "max_completion_tokens"}
 
 
 def cannot_hold(body: dict[str, Any]) -> str | None:
@@ -54,14 +54,14 @@ class HeldExchange:
         self._proof: Proof | None = None
         self._followed = sidecar.followed
         sidecar.holding.add(self)
-        self._body = admitted.body
+        self._body, self._request = admitted.body, admitted.request
         self._sampling = {k: v for k, v in admitted.body.items() if k not in _NOT_SAMPLING}
         self._created = int(time.time())
 
     async def start(self) -> None:
         """Renders the prompt and reads the request; ApiError when the engine refuses it or is gone."""
         body, runtime = self._body, self.tenant.runtime
-        asked: dict[str, Any] = {key: body[key] for key in ("model", "messages") if key in body}
+        asked: dict[str, Any] = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
         try:
             self._engine = self.sidecar.take(self)
             with self._watched():
@@ -72,14 +72,15 @@ class HeldExchange:
         limit = min(longest - len(self._prompt), body.get("max_completion_tokens") or body.get("max_tokens") or longest)
         if limit < 1:
             message = f"The prompt holds {len(self._prompt)} tokens, and the engine takes {longest} in all."
-            raise ApiError(400, "engine_refused", message, param="messages")
-        request = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user").strip()
-        # Special tokens are broken up in every message, so the last mark of the prompt is the template's own.
+            raise ApiError(400, "engine_refused", message, param="messages" if "messages" in body else "prompt")
+        # Special tokens are broken up in every message and refused in a raw prompt: marks are the template's own.
         zones = PromptReader(runtime.table, runtime.grammar, (), ()).zones(self._prompt)
         self._speech = Speech(runtime.table, zones.copy())
         engine = ENGINE if self.sidecar.upstreams is None else ALONE
-        monitor = StepMonitor(runtime, request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute")
-        self._scorer = await Scorer.read(runtime, monitor, request)
+        monitor = StepMonitor(
+            runtime, self._request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute"
+        )
+        self._scorer = await Scorer.read(runtime, monitor, self._request)
         self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._scorer.score)
 
     async def unary(self) -> Response:

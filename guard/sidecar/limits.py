@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,18 +97,19 @@ class Limited:
         if answer.began is None:
             await error.response()(scope, receive, send)
         elif answer.began.get(b"content-type", b"").startswith(b"text/event-stream") and not answer.ended:
-            guard_id = answer.began.get(ID_HEADER.encode(), b"").decode()
-            last = _last_event(guard_id, error, scope["state"]["tenant"].policy) + b"data: [DONE]\n\n"
-            await send({"type": "http.response.body", "body": last})
+            guard_id, state = answer.began.get(ID_HEADER.encode(), b"").decode(), scope["state"]
+            # The route's own words: it knows which of its items and events are still open.
+            last = state["wording"].last(_last_event(guard_id, error, state["tenant"].policy))
+            await send({"type": "http.response.body", "body": b"".join(last)})
 
 
-def _last_event(guard_id: str, error: ApiError, policy: Policy) -> bytes:
+def _last_event(guard_id: str, error: ApiError, policy: Policy) -> dict[str, Any]:
     receipt = Attached(
         guard_id=guard_id, guarded=False, reason=error.message, mode=policy.mode, policy=policy.name,
         policy_hash=policy.hash,
     )  # fmt: skip
     event = {"object": "chat.completion.chunk", "choices": [], "reasonguard": receipt.model_dump(exclude_none=True)}
-    return b"data: " + json.dumps(event | error.body(), separators=(",", ":")).encode() + b"\n\n"
+    return event | error.body()
 
 
 class _Answer:

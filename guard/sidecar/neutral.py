@@ -39,6 +39,11 @@ class Neutraliser:
         texts = sorted({t for t in marked.values() if len(t) > 1}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
 
+    def found_in(self, text: str) -> bool:
+        """Whether a text holds a special token: spelled out, or in the tokenizer's eyes."""
+        spelled = self._pattern is not None and self._pattern.search(text) is not None
+        return spelled or not self.ids.isdisjoint(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def clean(self, text: str) -> str:
         """The same text without any special token; Refused when it cannot be broken up. Clean text is unchanged."""
         for joiner in (JOINER, " "):

@@ -87,7 +87,7 @@ class Probe:
         guard_id = f"probe-{uuid.uuid4().hex}"
         self._follower.expect(guard_id)
         try:
-            response = await self._upstream.chat(self._body(guard_id, tenant), timeout=_TIMEOUT)
+            response = await self._upstream.ask(self._body(guard_id, tenant), timeout=_TIMEOUT)
             if response.status_code != 200:
                 return f"the engine answered the probe with HTTP {response.status_code}"
             delivered = Delivered(response.json()["usage"]["completion_tokens"])

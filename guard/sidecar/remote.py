@@ -10,7 +10,7 @@ from classifiers.detector import Detector
 from guard.errors import UserError
 from guard.policy import Policy, load_policy
 from guard.runtime import GuardRuntime
-from guard.sidecar.canary import Canary
+from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.context import build_sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.feeder import Feeder
@@ -20,6 +20,7 @@ from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.remote_check import KEY_VARIABLE, Offer, base_url, check_remote
 from guard.sidecar.remote_probe import prove_substitution
+from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.serve import Prepared, ServeSettings, review_pages
 from guard.sidecar.upstream import Upstream
 from guard.sidecar.upstreams import Upstreams
@@ -30,12 +31,10 @@ ONLY = "the engines at --upstream have no guard of ours, so a cue can only be su
 
 
 def prepare_remote(settings: ServeSettings) -> Prepared:
-    """Checks policy, model, detector, traces directory and every engine that answers; nothing is started."""
+    """Checks policies, keys, model, detector, traces directory and every engine that answers; nothing is started."""
     for given, option in (
         (settings.vllm_args, "-- VLLM ARGS"),
         (settings.versions, "--versions"),
-        (settings.keys, "--keys"),
-        (settings.admin_token_file, "--admin-token-file"),
     ):
         if given:
             raise UserError(f"{option} and --upstream do not go together", fix="`serve` starts no engine here")
@@ -44,9 +43,17 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
     key = os.environ.get(KEY_VARIABLE, "")
     model = find_model(settings.model)
     runtime = GuardRuntime.build(policy, Detector.load(settings.detector), model.tokenizer, model.location, model.eos)
-    canary = None if settings.canary is None else Canary.load(settings.canary, settings.canary_percent)
-    offer = asyncio.run(_check(urls, key, model))
     traces = settings.traces.resolve()
+    reader = RulesReader(
+        Sources(
+            settings.policy, settings.detector, settings.keys, traces / "detectors", settings.canary,
+            settings.canary_percent,
+        ),
+        runtime,
+        substituting,
+    )  # fmt: skip
+    rules, token = reader.read(), admin_token(settings.admin_token_file)
+    offer = asyncio.run(_check(urls, key, model))
     spool = Spool(traces)
     clients = [Upstream(url, key) for url in urls]
     sidecar = build_sidecar(
@@ -62,19 +69,21 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         allow_seed=True,
         # Nobody can tell from here which weights answer, so traces name none.
         weights="",
-        upstreams=Upstreams(clients, lambda client: prove_substitution(client, runtime)),
+        upstreams=Upstreams(clients, rules.default, prove_substitution),
     )
-    sidecar.comparer.use(canary, runtime.detector)
+    sidecar.adopt(rules)
+    sidecar.reloader = Reloader(sidecar, reader, token)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
+    sidecar.completions = settings.completions
     sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
     return Prepared(None, sidecar, model, feeder, review_pages(settings, sidecar, model))
 
 
-def substituting(policy: Policy) -> Policy:
+def substituting(policy: Policy, whose: str = "The policy") -> Policy:
     """The policy in mode `substitute`; UserError when it says `inject` itself."""
     if policy.mode == "inject" and "mode" in policy.model_fields_set:
-        raise UserError(f"Policy key `mode`: {ONLY}", got="inject", wanted="substitute")
+        raise UserError(f"{whose}, key `mode`: {ONLY}", got="inject", wanted="substitute")
     return policy.model_copy(update={"mode": "substitute"})
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from guard.sidecar.fields import DROPPED, MAX_MESSAGES, REFUSED, VALUE_REASONS, Strict
+from guard.sidecar.fields import DROPPED, MAX_MESSAGES, REFUSED, SAID_BY_USER, VALUE_REASONS, Strict
 
 _TOOLS = "tool calls are not watched yet"
 _STORED = "no response is stored here; send the whole conversation in `input`"
@@ -81,7 +81,7 @@ class ResponsesRequest(Strict):
         Annotated[str, Field(min_length=1)]
         | Annotated[
             list[Annotated[InputMessage | InputReasoning, Field(union_mode="left_to_right")]],
-            Field(min_length=1, max_length=MAX_MESSAGES),
+            Field(min_length=1, max_length=MAX_MESSAGES, json_schema_extra=dict(SAID_BY_USER)),
         ]
     )
     instructions: str | None = None

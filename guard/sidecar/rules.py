@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from classifiers.artifact import MANIFEST_FILE, fingerprint, load_files
 from classifiers.detector import DEFAULT, Detector
 from guard.errors import UserError
 from guard.keys import load_keys, policy_of
-from guard.policy import load_policy
+from guard.policy import Policy, load_policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.canary import PERCENT, Canary
 from guard.sidecar.tenants import Tenant
+
+Adapt = Callable[[Policy, str], Policy]
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,13 @@ class Rules:
 
 
 class RulesReader:
-    """Reads the files again and again; `began` is what the engine was started with."""
+    """Reads the files again and again; `began` is what the engine was started with.
 
-    def __init__(self, sources: Sources, began: GuardRuntime) -> None:
-        self._sources, self._began = sources, began
+    `adapt` makes of each policy the one that can be applied, or UserError; it is told whose policy it is.
+    """
+
+    def __init__(self, sources: Sources, began: GuardRuntime, adapt: Adapt = lambda policy, whose: policy) -> None:
+        self._sources, self._began, self._adapt = sources, began, adapt
         self._fingerprint = fingerprint(sources.detector or DEFAULT)
         self._detectors: dict[str, Detector] = {}
         """The newest detector that is not the one from the start."""
@@ -65,13 +70,14 @@ class RulesReader:
         """The rules as the files have them now; UserError says what is wrong with which."""
         sources = self._sources
         named, detector = self._detector()
-        policy = load_policy(sources.policy)
+        policy = self._adapt(load_policy(sources.policy), "The policy")
         default, canary = Tenant("", self._began.under(policy, detector), named), self._new_detector()
         if sources.keys is None:
             return Rules(default, canary=canary)
         keys = {}
         for key in load_keys(sources.keys).keys:
-            runtime = default.runtime.under(policy_of(sources.keys, key, policy))
+            own = self._adapt(policy_of(sources.keys, key, policy), f"The policy of key {key.name}")
+            runtime = default.runtime.under(own)
             keys[key.hash] = Tenant(key.name, runtime, named, key.quotas)
         return Rules(default, keys, canary)
 

@@ -85,6 +85,8 @@ class ServeSettings:
     log_format: logs.Format = "text"
     otel: bool = False
     """Send spans; the environment's `OTEL_EXPORTER_OTLP_ENDPOINT` asks for it too."""
+    completions: bool = False
+    """Serve `/v1/completions` too."""
     upstreams: tuple[str, ...] = ()
     """URLs of engines that run already; empty: `serve` starts one."""
     canary: Path | None = None
@@ -156,6 +158,7 @@ def prepare(settings: ServeSettings) -> Prepared:
     )
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
+    sidecar.completions = settings.completions
     sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
     if isinstance(sidecar.probe, Probe):
         sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)

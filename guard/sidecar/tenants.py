@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guard.keys import Quotas, hash_of
 from guard.policy import Policy
@@ -33,6 +33,14 @@ class Tenant:
     def closed(self) -> bool:
         """Whether a response that is not proven guarded must be withheld."""
         return self.policy.fail_mode == "closed"
+
+    @property
+    def watching_all(self) -> Tenant:
+        """The same under a policy that watches both zones: where nothing says in which of them an output begins."""
+        policy = self.policy.model_copy(update={"zones": ("reasoning", "answer")})
+        return (
+            self if set(self.policy.zones) == set(policy.zones) else replace(self, runtime=self.runtime.under(policy))
+        )
 
     def named(self, secret: str) -> dict[str, str]:
         """What the engine's guard is told with a request (`RequestArgs`); `secret` makes it believe it."""

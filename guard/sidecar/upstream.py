@@ -40,10 +40,10 @@ class Upstream:
         except httpx.TransportError as error:
             raise unreachable(error) from error
 
-    async def chat(self, body: dict[str, Any], timeout: float | None = None) -> httpx.Response:
-        """Sends a chat request and reads the whole response."""
+    async def ask(self, body: dict[str, Any], path: str = CHAT, *, timeout: float | None = None) -> httpx.Response:
+        """Sends a request and reads the whole response."""
         try:
-            return await self._client.post(CHAT, json=body, timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS))
+            return await self._client.post(path, json=body, timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS))
         except httpx.TransportError as error:
             raise unreachable(error) from error
 
@@ -53,9 +53,9 @@ class Upstream:
         return ids
 
     async def render(self, body: dict[str, Any]) -> tuple[list[int], int]:
-        """A chat's prompt ids as the engine's template renders them, and the most tokens that prompt and output may
-        have together."""
-        return await self._tokenized({**body, "add_generation_prompt": True})
+        """The ids of a chat as the engine's template renders it, or of a raw prompt as it completes it; and the most
+        tokens that prompt and output may have together."""
+        return await self._tokenized({**body, "add_generation_prompt": True} if "messages" in body else body)
 
     async def _tokenized(self, body: dict[str, Any]) -> tuple[list[int], int]:
         try:

@@ -13,14 +13,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakSet
 
+from guard.runtime import GuardRuntime
 from guard.sidecar.errors import ApiError
 from guard.sidecar.probe import MAX_AGE
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import Upstream
 
 INTERVAL = 2.0
 """Seconds between two health checks of an engine."""
-Prove = Callable[[Upstream], Awaitable[str | None]]
-"""What keeps an engine from being guarded; None: nothing. ApiError when it cannot be asked."""
+Prove = Callable[[Upstream, GuardRuntime], Awaitable[str | None]]
+"""What keeps an engine from being guarded under a policy; None: nothing. ApiError when it cannot be asked."""
 
 
 @dataclass(eq=False)
@@ -40,7 +42,11 @@ class Remote:
 class Upstreams:
     """All engines of one sidecar; `run` must be running. Stands where one engine's `Probe` does."""
 
-    def __init__(self, clients: Sequence[Upstream], prove: Prove, *, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, clients: Sequence[Upstream], tenant: Tenant, prove: Prove, *, interval: float = INTERVAL
+    ) -> None:
+        self.tenant = tenant
+        """Under whose policy and detector the proofs stand."""
         self.remotes = tuple(Remote(number, client) for number, client in enumerate(clients, 1))
         self._prove_one, self._interval = prove, interval
         self._turns = 0
@@ -81,6 +87,14 @@ class Upstreams:
         await asyncio.gather(*(self._renew(remote) for remote in self.remotes))
         return self.reason
 
+    async def try_out(self, tenant: Tenant) -> str | None:
+        """Whether every engine that takes requests is guarded under a tenant's rules: None, or why not. Proves nothing
+        else; ApiError when one cannot be reached."""
+        fit = [remote for remote in self.remotes if remote.reason is None]
+        problems = await asyncio.gather(*(self._prove_one(remote.client, tenant.runtime) for remote in fit))
+        found = (f"upstream {r.number}: {p}" for r, p in zip(fit, problems, strict=True) if p is not None)
+        return next(found, self.reason)
+
     async def run(self) -> None:
         """Asks after every engine until cancelled."""
         await asyncio.gather(*(self._attend(remote) for remote in self.remotes))
@@ -100,7 +114,7 @@ class Upstreams:
     async def _prove(self, remote: Remote) -> None:
         async with remote.lock:
             try:
-                remote.reason = await self._prove_one(remote.client)
+                remote.reason = await self._prove_one(remote.client, self.tenant.runtime)
             except ApiError as error:
                 remote.reason = error.message
             except Exception as error:  # noqa: BLE001 - whatever it is, nothing was proven, and the checks must go on

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+DONE = b"data: [DONE]\n\n"
+"""What ends a stream of OpenAI's."""
+
 
 class Wording(Protocol):
     """One request's. Whoever guards the request speaks in chat completions, and knows no route."""
@@ -34,7 +37,7 @@ class ChatWording:
     def last(self, event: dict[str, Any]) -> Iterable[bytes]:
         """Shaped like OpenAI's usage chunk, so that clients that know nothing of receipts skip it."""
         yield data(event)
-        yield b"data: [DONE]\n\n"
+        yield DONE
 
 
 def data(event: dict[str, Any], name: str | None = None) -> bytes:

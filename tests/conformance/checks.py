@@ -6,7 +6,18 @@ import json
 
 import httpx
 
-from tests.conformance.gateway import CHAT, Check, Failed, Gateway, Skipped, need, refused, spoken, streamed
+from tests.conformance.gateway import (
+    CHAT,
+    COMPLETIONS,
+    Check,
+    Failed,
+    Gateway,
+    Skipped,
+    need,
+    refused,
+    spoken,
+    streamed,
+)
 
 
 def models(gate: Gateway) -> None:
@@ -103,6 +114,20 @@ def responses_stream(gate: Gateway) -> None:
     need(texts[0] == texts[1], "the streamed text is another than the whole one")
 
 
+def completions_answer(gate: Gateway) -> None:
+    answer = gate.answered(gate.completion())
+    need(answer["object"] == "text_completion", f"object {answer['object']}")
+    need(isinstance(answer["choices"][0]["text"], str), "the choice has no text")
+    need(answer["choices"][0]["finish_reason"] in ("stop", "length"), "the choice has no finish_reason")
+
+
+def completions_stream(gate: Gateway) -> None:
+    whole = gate.answered(gate.completion())
+    events = gate.events(COMPLETIONS)
+    text = "".join(choice["text"] for event in events for choice in event["choices"])
+    need(text == whole["choices"][0]["text"], "the streamed text is another than the whole one")
+
+
 def unknown_model(gate: Gateway) -> None:
     refused(gate.http.post(CHAT, json=gate.body(model="no-such-model")), 400, 404)
 
@@ -161,6 +186,7 @@ def engine_routes_are_closed(gate: Gateway) -> None:
 CHECKS: tuple[Check, ...] = (
     models, chat_answers, chat_streams, stream_is_the_whole, seed_gives_the_same_text, text_parts_are_one_text,
     usage_adds_up, usage_chunk_when_asked, no_usage_chunk_unasked, max_tokens_ends_the_output, stop_ends_the_output,
-    tools_pass_or_are_refused, responses_answer, responses_stream, unknown_model, malformed_json, not_an_object,
+    tools_pass_or_are_refused, responses_answer, responses_stream, completions_answer,
+    completions_stream, unknown_model, malformed_json, not_an_object,
     no_messages, wrong_types, lone_surrogate, too_large_a_body, unknown_route, wrong_method, engine_routes_are_closed,
 )  # fmt: skip

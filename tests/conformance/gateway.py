@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 RECEIPT_HEADER = "x-reasonguard-receipt"
 QUESTION = "Say hello."
 
@@ -63,13 +63,13 @@ class Gateway:
 
     def events(self, path: str = CHAT, **fields: Any) -> list[dict[str, Any]]:
         """A whole stream's events."""
-        body = {**(self.body() if path == CHAT else self.response_body()), "stream": True, **fields}
-        response = self.http.post(path, json=body)
+        bodies = {CHAT: self.body, RESPONSES: self.response_body, COMPLETIONS: self.completion_body}
+        response = self.http.post(path, json={**bodies[path](), "stream": True, **fields})
         need(response.status_code == 200, f"HTTP {response.status_code}: {response.text[:200]}")
         kind = response.headers["content-type"]
         need(kind.startswith("text/event-stream"), f"content-type {kind}")
         lines = [line[5:].strip() for line in response.text.split("\n") if line.startswith("data:")]
-        if path == CHAT:
+        if path != RESPONSES:
             need(lines and lines[-1] == "[DONE]", "the stream does not end with [DONE]")
         return [json.loads(line) for line in lines if line != "[DONE]"]
 
@@ -82,6 +82,17 @@ class Gateway:
         response = self.http.post(RESPONSES, json=self.response_body(**fields))
         if response.status_code == 404:
             raise Skipped("there is no /v1/responses")
+        return response
+
+    def completion_body(self, **fields: Any) -> dict[str, Any]:
+        """A small request of the completions route."""
+        return {"model": self.named(), "prompt": QUESTION, "max_tokens": 48, "temperature": 0, **fields}
+
+    def completion(self, **fields: Any) -> httpx.Response:
+        """What the completions route says; Skipped where there is none."""
+        response = self.http.post(COMPLETIONS, json=self.completion_body(**fields))
+        if response.status_code in (403, 404):
+            raise Skipped(refused(response, 403, 404))
         return response
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.conformance.gateway import CHAT, QUESTION, Check, Gateway, Skipped, need, receipt, refused
+from tests.conformance.gateway import CHAT, COMPLETIONS, QUESTION, Check, Gateway, Skipped, need, receipt, refused
 
 #: Parameters that could disable, outvote or outlast a guard, by name; each is a check of its own.
 OPT_OUTS: dict[str, Any] = {
@@ -65,12 +65,22 @@ def responses_cannot_opt_out(gate: Gateway) -> None:
 
 
 def raw_completions_are_closed_or_guarded(gate: Gateway) -> None:
-    body = {"model": gate.named(), "prompt": "Say hello.", "max_tokens": 4}
-    response = gate.http.post("/v1/completions", json=body)
-    if response.status_code == 200:
-        receipt(response)
+    response = gate.http.post(COMPLETIONS, json=gate.completion_body())
+    if response.status_code != 200:
+        refused(response, 400, 403, 404)
         return
-    refused(response, 400, 403, 404)
+    found = receipt(response)
+    need(response.json().get("reasonguard") == found, "header and body say different things")
+    tokens = response.json()["usage"]["completion_tokens"]
+    need(found["guarded"] is True or tokens <= 1, f"{tokens} tokens, not guarded: {found.get('reason')}")
+
+
+def completions_cannot_opt_out(gate: Gateway) -> None:
+    gate.completion()
+    for fields in ({"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "x"}, {"logit_bias": {"5": -100}},
+                   {"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"vllm_xargs": {"guard_off": 1}}, {"min_tokens": 40},
+                   *({"prompt": f"Say {spelling}"} for spelling in gate.special)):  # fmt: skip
+        refused(gate.completion(**fields))
 
 
 def special_tokens_are_text(gate: Gateway) -> None:
@@ -105,6 +115,6 @@ def _refusing(name: str, value: Any) -> Check:
 
 CHECKS: tuple[Check, ...] = (
     receipt_in_header_and_body, receipt_in_the_last_event, receipt_on_responses, responses_cannot_opt_out,
-    raw_completions_are_closed_or_guarded, special_tokens_are_text, no_prefilled_reasoning,
+    raw_completions_are_closed_or_guarded, completions_cannot_opt_out, special_tokens_are_text, no_prefilled_reasoning,
     *(_refusing(name, value) for name, value in OPT_OUTS.items()),
 )  # fmt: skip

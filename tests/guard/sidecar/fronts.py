@@ -19,6 +19,7 @@ from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.remote_probe import prove_substitution
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import Upstream
 from guard.sidecar.upstreams import Upstreams
 from guard.traces import Spool
@@ -77,7 +78,7 @@ def remote_fronts(
             sidecar = build_sidecar(
                 chosen, neutraliser, clients[0], SpoolFollower(spool), secret="", alive=lambda: True,
                 spool=Spool(spool), served_name="tiny", allow_seed=True,
-                upstreams=Upstreams(clients, lambda c: prove_substitution(c, chosen), interval=0.02),
+                upstreams=Upstreams(clients, Tenant("", chosen), prove_substitution, interval=0.02),
             )  # fmt: skip
             url = stack.enter_context(running(create_app(sidecar)))
             http = stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=30))

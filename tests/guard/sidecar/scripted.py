@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from guard.engine.session import PROBE_POLICY
 from guard.policy import Policy
-from guard.traces import Receipt, Spool, StepRecord, Trace
+from guard.runtime import GuardRuntime
+from guard.traces import Intervention, Receipt, Spool, StepRecord, Trace
 
 WORDS = ["One", " two", " three."]
 """Three tokens, one a chunk."""
@@ -32,6 +34,18 @@ def trace_of(guard_id: str, policy: Policy, *, tokens: int = 3, **receipt: Any) 
         output_ids=list(range(tokens)), receipt=full,
         steps=[StepRecord(start=0, end=tokens, zone="reasoning", score=0.1, cue=False)],
     )  # fmt: skip
+
+
+def probe_trace(guard_id: str, policy: Policy, runtime: GuardRuntime) -> Trace:
+    """The trace of a probe under a policy, in which the first trigger was forced after one token."""
+    trigger = runtime.triggers[0]
+    forced = len(trigger.spaced)
+    done = Intervention(step=0, at=1, trigger_id=trigger.id, score=1.0, forced=forced, completed=True)
+    trace = trace_of(
+        guard_id, policy.model_copy(update=PROBE_POLICY), interventions=[done], injected_tokens=forced,
+        detector=runtime.detector.version,
+    )  # fmt: skip
+    return trace.model_copy(update={"output_ids": [9, *trigger.spaced]})
 
 
 @dataclass
@@ -53,12 +67,15 @@ class ScriptedEngine:
     authorization: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    raw: bool = False
+    """Whether it was asked to complete a raw prompt."""
 
     def app(self) -> Starlette:
         """The routes that the sidecar calls."""
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._chat, methods=["POST"]),
                 Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [{"id": "scripted"}]})),
                 Route("/health", lambda _: Response()),
             ]
@@ -67,6 +84,7 @@ class ScriptedEngine:
     async def _chat(self, request: Request) -> Response:
         self.body = await request.json()
         self.headers = dict(request.headers)
+        self.raw = request.url.path == "/v1/completions"
         self.authorization = request.headers["authorization"]
         if self.status != 200:
             return JSONResponse({"error": {"message": "no such model", "code": self.status}}, self.status)
@@ -76,11 +94,12 @@ class ScriptedEngine:
         await self._held()
         watcher.cancel()
         self._write()
-        choice = {
-            "index": 0, "message": {"role": "assistant", "content": "".join(WORDS)},
-            "finish_reason": "stop", "stop_reason": self.stop_reason,
-        }  # fmt: skip
-        return JSONResponse({"id": "c1", "choices": [choice], "usage": self._usage()})
+        message = (
+            {"text": "".join(WORDS)} if self.raw else {"message": {"role": "assistant", "content": "".join(WORDS)}}
+        )
+        choice = {"index": 0, **message, "finish_reason": "stop", "stop_reason": self.stop_reason}
+        kind = {"object": "text_completion"} if self.raw else {}
+        return JSONResponse({"id": "c1", **kind, "choices": [choice], "usage": self._usage()})
 
     async def _events(self) -> AsyncIterator[str]:
         try:
@@ -90,11 +109,12 @@ class ScriptedEngine:
                 if n == 1:
                     await self._held()
                 last = n + 1 == len(WORDS)
-                choice = {"index": 0, "delta": {"content": word}, "finish_reason": "stop" if last else None}
-                yield _event(choices=[choice | ({"stop_reason": self.stop_reason} if last else {})])
+                said = {"text": word} if self.raw else {"delta": {"content": word}}
+                choice = {"index": 0, **said, "finish_reason": "stop" if last else None}
+                yield self._event(choices=[choice | ({"stop_reason": self.stop_reason} if last else {})])
             self._write()
             if self.body.get("stream_options", {}).get("include_usage"):
-                yield _event(choices=[], usage=self._usage())
+                yield self._event(choices=[], usage=self._usage())
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.cancelled.set()
@@ -114,10 +134,9 @@ class ScriptedEngine:
         for trace in self.traces(self.body.get("vllm_xargs", {}).get("guard_id", "")):
             Spool(self.spool).append(trace)
 
+    def _event(self, **fields: Any) -> str:
+        kind = "text_completion" if self.raw else "chat.completion.chunk"
+        return f"data: {json.dumps({'id': 'c1', 'object': kind, 'created': 7, 'model': 'scripted', **fields})}\n\n"
+
     def _usage(self) -> dict[str, int]:
         return {"prompt_tokens": 1, "completion_tokens": self.tokens, "total_tokens": 1 + self.tokens}
-
-
-def _event(**fields: Any) -> str:
-    event = {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "scripted", **fields}
-    return f"data: {json.dumps(event)}\n\n"

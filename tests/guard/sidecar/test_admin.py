@@ -34,9 +34,9 @@ from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
 from guard.sidecar.serve import is_loopback
 from guard.sidecar.upstream import Upstream
-from guard.traces import Intervention, Spool, Trace
+from guard.traces import Spool, Trace
 from tests.guard.sidecar.conftest import running
-from tests.guard.sidecar.scripted import ScriptedEngine, trace_of
+from tests.guard.sidecar.scripted import ScriptedEngine, probe_trace
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "an-operators-token"
@@ -98,15 +98,9 @@ class Front:
         """A proof under the policy that the engine applies."""
         policy = self.applies or Policy.model_validate_json(self.engine.body["vllm_xargs"]["guard_policy"])
         self.probed.append(policy.name)
-        trigger = self._runtime.triggers[0]
-        forced = len(trigger.spaced)
-        done = Intervention(step=0, at=1, trigger_id=trigger.id, score=1.0, forced=forced, completed=True)
-        probed = policy.model_copy(update=PROBE_POLICY)
-        trace = trace_of(
-            guard_id, probed, interventions=[done], injected_tokens=forced, detector=self._runtime.detector.version
-        )
-        self.engine.tokens = 1 + forced
-        return [trace.model_copy(update={"output_ids": [9, *trigger.spaced]})]
+        trace = probe_trace(guard_id, policy, self._runtime)
+        self.engine.tokens = trace.output_tokens
+        return [trace]
 
 
 @pytest.fixture

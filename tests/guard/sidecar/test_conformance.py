@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import httpx
+import pytest
 from rich.console import Console
 
 from tests.conformance.gateway import Gateway
@@ -23,14 +24,21 @@ STOP = (
 )
 
 
-def test_our_sidecar_conforms(remotes: Callable[..., RemoteFront]) -> None:
+OFF = "/v1/completions is off: ask /v1/chat/completions, or start `serve` with --completions."
+COMPLETIONS = ("completions_answer", "completions_stream", "completions_cannot_opt_out")
+
+
+@pytest.mark.parametrize("completions", [True, False])
+def test_our_sidecar_conforms(remotes: Callable[..., RemoteFront], completions: bool) -> None:
     front = remotes(1)
+    front.sidecar.completions = completions
     found = results(Gateway(front.http, max_body=3 * 1024 * 1024))
     assert [each for each in found if each.outcome == "fail"] == []
     skipped = {each.name: each.note for each in found if each.outcome == "skip"}
     assert skipped == {
         "stop_ends_the_output": STOP,
         "tools_pass_or_are_refused": "`tools` is refused: tool calls are not watched yet.",
+        **({} if completions else dict.fromkeys(COMPLETIONS, OFF)),
     }
     assert len(found) == len(GROUPS["openai"]) + len(GROUPS["guard"]) >= 50
 

@@ -110,6 +110,7 @@ def test_without_a_known_key_nothing_is_answered(front: Front, key: str | None, 
 
 def test_health_and_metrics_need_no_key(front: Front) -> None:
     assert front.http.get("/health").status_code == 200
+    assert front.http.get("/openapi.json").status_code == 200
     assert front.http.get("/ready").status_code == 503
     page = front.http.get("/metrics").text
     assert "reasonguard_keys 2.0" in page

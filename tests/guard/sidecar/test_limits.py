@@ -17,6 +17,7 @@ from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.serve import _Server
 from tests.guard.sidecar import test_sidecar
+from tests.guard.sidecar.test_responses import events_of
 from tests.guard.sidecar.test_sidecar import HELLO, Front, Start
 
 start = test_sidecar.start
@@ -89,6 +90,41 @@ def test_a_stream_that_takes_too_long_ends_unguarded_with_the_reason(start: Star
     }  # fmt: skip
     assert front.engine.cancelled.wait(5)
     _until(lambda: front.sidecar.follower.held == 0)
+
+
+def test_a_response_that_takes_too_long_ends_as_failed(start: Start) -> None:
+    front = limited(start, seconds=0.3)
+    response = front.http.post("/v1/responses", json={"input": "Hello", "stream": True})
+    *_, delta, done, part, item, last = events = events_of(response.text)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert (delta["delta"], done["text"], part["part"]["text"], item["item"]["status"]) == (
+        "One",
+        "One",
+        "One",
+        "completed",
+    )
+    message = "The request took longer than 0.3 s."
+    assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    assert last["response"]["error"] == {"code": "server_error", "message": message}
+    assert last["response"]["output"] == [item["item"]]
+    receipt = last["response"]["reasonguard"]
+    assert (receipt["guard_id"], receipt["guarded"], receipt["reason"]) == (
+        response.headers["x-reasonguard-id"], False, message,
+    )  # fmt: skip
+    assert "[DONE]" not in response.text
+    assert front.engine.cancelled.wait(5)
+
+
+def test_a_completion_that_takes_too_long_ends_in_its_own_shape(start: Start) -> None:
+    front = limited(start, seconds=0.3)
+    front.sidecar.completions = True
+    response = front.http.post("/v1/completions", json={"prompt": "Once", "stream": True})
+    first, last, done = [line.removeprefix("data: ") for line in response.text.split("\n") if line]
+    assert (json.loads(first)["choices"][0]["text"], done) == ("One", "[DONE]")
+    found = json.loads(last)
+    assert (found["object"], found["choices"], found["error"]["code"]) == ("text_completion", [], "request_timeout")
+    watched = front.policy.model_copy(update={"zones": ("reasoning", "answer")})
+    assert (found["reasonguard"]["guarded"], found["reasonguard"]["policy_hash"]) == (False, watched.hash)
 
 
 def test_a_draining_server_is_not_ready_takes_nothing_and_finishes_what_it_has(start: Start) -> None:

@@ -38,6 +38,7 @@ from tests.conformance.run import results
 from tests.guard.lora import build_detour
 from tests.guard.sidecar.conftest import running
 from tests.guard.sidecar.fronts import until
+from tests.guard.sidecar.fuzz import fuzz
 from tests.tiny import ANSWER, CUE, OPENING, PLAN, REFUSAL_STEP
 
 START_SECONDS = 300
@@ -403,8 +404,60 @@ def test_a_stranger_cannot_make_the_engines_guard_stand_aside(live: Live) -> Non
     assert "stranger" in {t.guard_id for t in read_traces(live.spool)[0]}
 
 
-def test_the_real_engine_conforms(live: Live) -> None:
-    found = results(Gateway(live.http, model="model", max_body=3 * 1024 * 1024))
+@pytest.fixture
+def completing(live: Live) -> Iterator[Live]:
+    """The same server with `/v1/completions`."""
+    live.parts.sidecar.completions = True
+    yield live
+    live.parts.sidecar.completions = False
+
+
+RAW = {"prompt": f"{HARMFUL['messages'][0]['content']} {OPENING}", "max_tokens": 80, "temperature": 0}
+
+
+def test_a_raw_prompt_is_watched_from_its_first_token(completing: Live) -> None:
+    live = completing
+    answer = live.http.post("/v1/completions", json=RAW).json()
+    receipt, policy = answer["reasonguard"], live.parts.sidecar.policy
+    trace = next(t for t in read_traces(live.spool)[0] if t.guard_id == receipt["guard_id"])
+    (item,) = trace.receipt.interventions
+    (trigger,) = (t for t in live.parts.sidecar.runtime.triggers if t.id == item.trigger_id)
+    assert answer["choices"][0]["text"] == f" {CUE} {trigger.text} {REFUSAL_STEP}{ANSWER}"
+    assert (answer["object"], answer["choices"][0]["finish_reason"]) == ("text_completion", "stop")
+    assert (trace.request, [step.zone for step in trace.steps]) == (RAW["prompt"], ["answer"] * 4)
+    watched = policy.model_copy(update={"zones": ("reasoning", "answer")})
+    assert (receipt["guarded"], receipt["seen"], receipt["scored"], receipt["policy_hash"]) == (
+        True,
+        3,
+        3,
+        watched.hash,
+    )
+    assert (receipt["mode"], receipt["engine"]) == ("inject", "vllm-v1")
+    lines = [
+        line[6:] for line in live.http.post("/v1/completions", json={**RAW, "stream": True}).text.split("\n") if line
+    ]
+    *words, last = [json.loads(line) for line in lines[:-1]]
+    assert "".join(event["choices"][0]["text"] for event in words) == answer["choices"][0]["text"]
+    assert {**last["reasonguard"], "guard_id": ""} == {**receipt, "guard_id": ""}
+    assert (last["choices"], lines[-1]) == ([], "[DONE]")
+
+
+def test_a_raw_prompt_is_substituted_too(completing: Live, substituting: Live) -> None:
+    answer = completing.http.post("/v1/completions", json=RAW).json()
+    assert answer["choices"][0]["text"] in [f"{t.text} {REFUSAL_STEP}{ANSWER}" for t in POOL]
+    receipt = answer["reasonguard"]
+    assert (receipt["mode"], receipt["guarded"], receipt["interventions"]) == ("substitute", True, 1)
+
+
+def test_no_request_that_the_document_allows_makes_the_real_engine_or_the_sidecar_fail(
+    completing: Live, tmp_path: Path
+) -> None:
+    options = ("--include-path-regex=^/v1/(chat/)?completions", "--request-timeout=120")
+    assert fuzz(str(completing.http.base_url), 6, tmp_path, *options, edges=False) >= 12
+
+
+def test_the_real_engine_conforms(completing: Live) -> None:
+    found = results(Gateway(completing.http, model="model", max_body=3 * 1024 * 1024))
     assert [each for each in found if each.outcome == "fail"] == []
     skipped = {each.name for each in found if each.outcome == "skip"}
     assert skipped <= {"seed_gives_the_same_text", "tools_pass_or_are_refused"}, "a seed is refused on CPUs only"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from guard.sidecar.completions import COMPLETIONS_REFUSED, CompletionRequest
 from guard.sidecar.errors import Refused
 from guard.sidecar.fields import DROPPED, REFUSED, REFUSED_PREFIXES, ChatRequest
 from guard.sidecar.firewall import Firewall
@@ -121,6 +122,7 @@ def vllm_fields(path: str, name: str) -> set[str]:
 
 @pytest.mark.parametrize(("path", "name", "ours", "dropped", "refused"), [
     ("chat_completion/protocol.py", "ChatCompletionRequest", ChatRequest, DROPPED, REFUSED),
+    ("completion/protocol.py", "CompletionRequest", CompletionRequest, DROPPED, COMPLETIONS_REFUSED),
     ("responses/protocol.py", "ResponsesRequest", ResponsesRequest, RESPONSES_DROPPED, RESPONSES_REFUSED),
 ])  # fmt: skip
 def test_every_field_of_vllms_request_models_was_judged(

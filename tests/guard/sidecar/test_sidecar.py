@@ -299,8 +299,9 @@ def test_a_client_that_leaves_inside_its_body_is_no_error(start: Start, caplog: 
 
 def test_other_routes_and_bodies_are_refused(start: Start) -> None:
     front = start()
-    sentence = "POST /v1/completions is not served here: only POST /v1/chat/completions and /v1/responses are guarded."
-    response = front.http.post("/v1/completions", json={"prompt": "x"})
+    served = "only POST /v1/chat/completions, /v1/responses and (where it is on) /v1/completions are guarded."
+    sentence = f"POST /v1/embeddings is not served here: {served}"
+    response = front.http.post("/v1/embeddings", json={"input": "x"})
     assert (response.status_code, response.json()["error"]["message"]) == (404, sentence)
     assert front.http.get("/v1/models").json()["data"] == [{"id": "scripted"}]
     front.sidecar.max_body = 100

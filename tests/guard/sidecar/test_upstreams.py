@@ -235,7 +235,7 @@ def test_one_silent_engine_does_not_hinder_the_start_and_the_key_comes_from_the_
 
 
 def test_settings_that_do_not_go_with_upstreams_are_refused(tmp_path: Path) -> None:
-    for given in ({"vllm_args": ("--seed", "1")}, {"versions": tmp_path}, {"keys": tmp_path}):
+    for given in ({"vllm_args": ("--seed", "1")}, {"versions": tmp_path}):
         settings = ServeSettings("x", tmp_path, upstreams=("http://127.0.0.1:9",), **given)
         with pytest.raises(UserError, match="and --upstream do not go together"):
             prepare_remote(settings)

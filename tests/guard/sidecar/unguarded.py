@@ -92,7 +92,8 @@ class Unguarded:
             if count == 3 and self.hold is not None:
                 while not self.hold.is_set():
                     await asyncio.sleep(0.01)
-            token = self._next[token]
+            # A raw prompt may end with a word that no script goes on from.
+            token = self._next.get(token, self._eos)
             finish = "stop" if token == self._eos else "length" if count == most else None
             choice = {"index": 0, "text": self.tokenizer.decode([token]), "finish_reason": finish}
             if self.gives_ids:
