@@ -36,7 +36,7 @@ ARMS = ("sidecar", "engine")
 class Plan:
     """How much is run: `turns` of 32 streams in each arm, and `alone` requests one at a time."""
 
-    turns: int = 12
+    turns: int = 8
     alone: int = 80
     tokens: int = 96
 
