@@ -16,6 +16,9 @@ from guard.sidecar.tracing import pass_on
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _CONNECT_SECONDS = 5.0
+IDLE_SECONDS = 2.0
+"""That a connection waits for its next request. vLLM closes one after 5 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`); a request that
+meets its closing is lost, and a POST must not be sent twice."""
 
 
 class Upstream:
@@ -26,7 +29,7 @@ class Upstream:
             base_url=url,
             headers={**({"authorization": f"Bearer {api_key}"} if api_key else {}), "accept-encoding": "identity"},
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=IDLE_SECONDS),
             # A proxy from the environment must not see the key, and cannot reach the loopback interface.
             trust_env=False,
             event_hooks={"request": [pass_on]},

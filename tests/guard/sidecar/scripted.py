@@ -66,6 +66,8 @@ class ScriptedEngine:
     body: dict[str, Any] = field(default_factory=dict)
     authorization: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    """Of the sidecar's connection."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     raw: bool = False
     """Whether it was asked to complete a raw prompt."""
@@ -84,6 +86,7 @@ class ScriptedEngine:
     async def _chat(self, request: Request) -> Response:
         self.body = await request.json()
         self.headers = dict(request.headers)
+        self.port = request.scope["client"][1]
         self.raw = request.url.path == "/v1/completions"
         self.authorization = request.headers["authorization"]
         if self.status != 200:

@@ -335,3 +335,12 @@ def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.02)
+
+
+def test_a_stream_leaves_its_connection_to_the_next(start: Start) -> None:
+    front = start()
+    ports = []
+    for _ in range(3):
+        front.events()
+        ports.append(front.engine.port)
+    assert len(set(ports)) == 1

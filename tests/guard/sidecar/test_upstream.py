@@ -1,0 +1,55 @@
+"""When connections to the engine are used again, and when not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from vllm import envs
+
+from guard.sidecar.upstream import IDLE_SECONDS, Upstream
+
+ANSWER = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"data":[]}'
+
+
+@contextlib.asynccontextmanager
+async def engine(opened: list[int]) -> AsyncIterator[Upstream]:
+    """An engine that answers every request alike and notes how many requests each connection brought."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(0)
+        number = len(opened) - 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                opened[number] += 1
+                writer.write(ANSWER)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "")
+    try:
+        yield client
+    finally:
+        await client.close()
+        server.close()
+
+
+@pytest.mark.parametrize(("rest", "connections"), [(0.0, [2]), (IDLE_SECONDS + 0.2, [1, 1])])
+def test_a_connection_is_used_again_unless_the_engine_may_be_closing_it(rest: float, connections: list[int]) -> None:
+    opened: list[int] = []
+
+    async def ask() -> None:
+        async with engine(opened) as upstream:
+            assert (await upstream.models()).status_code == 200
+            await asyncio.sleep(rest)
+            assert (await upstream.models()).status_code == 200
+
+    asyncio.run(ask())
+    assert opened == connections
+
+
+def test_vllm_keeps_connections_for_longer() -> None:
+    assert IDLE_SECONDS < envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE
