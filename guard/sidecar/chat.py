@@ -26,7 +26,7 @@ from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import CHAT, COMPLETIONS, checked, sse_events, unreachable
 
 T = TypeVar("T")
-#: Bytes of a body that is checked in 0.2 ms (7 at the worst); beside a busy engine the way to a thread and back takes 4.
+#: Bytes of a body that is checked in 0.2 ms (at worst 7); beside a busy engine the way to a thread and back takes 4.
 _SMALL = 4 * 1024
 _ENDING = 1.0
 """Seconds that an engine gets to end a stream whose last event it has sent."""

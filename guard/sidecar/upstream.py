@@ -17,8 +17,8 @@ from guard.sidecar.tracing import pass_on
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 2.0
-"""That a connection waits for its next request. vLLM closes one after 5 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`); a request that
-meets its closing is lost, and a POST must not be sent twice."""
+"""That a connection waits for its next request. vLLM closes one after 5 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`); a request
+that meets its closing is lost, and a POST must not be sent twice."""
 
 
 class Upstream:
