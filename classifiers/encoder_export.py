@@ -6,6 +6,8 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -65,10 +67,22 @@ def quantise(payload: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         source, clean, target = (Path(folder) / name for name in ("float.onnx", "clean.onnx", "int8.onnx"))
         source.write_bytes(payload)
-        logging.getLogger().setLevel(logging.ERROR)
-        quant_pre_process(source, clean, skip_symbolic_shape=True)
-        quantize_dynamic(clean, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+        with _quiet_root_logger():
+            quant_pre_process(source, clean, skip_symbolic_shape=True)
+            quantize_dynamic(clean, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
         return target.read_bytes()
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """onnxruntime's quantisation warns about each step it skips, as the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_the_exported_encoder_gives_the_networks_vectors(network: StepNetwork) -
         assert np.abs(exact.embed(text) - vector).max() < 1e-5
         cosine = float(small.embed(text) @ vector / np.linalg.norm(small.embed(text)) / np.linalg.norm(vector))
         assert cosine > 0.98
+
+
+def test_what_others_log_is_not_silenced_by_an_export(network: StepNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        quantise(export_encoder(network))
+        logging.getLogger("guard").warning("heard")
+    assert [record.getMessage() for record in caplog.records] == ["heard"]
 
 
 def test_frozen_layers_stay_and_a_run_repeats(tiny_base: Path) -> None:
