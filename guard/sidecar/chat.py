@@ -23,7 +23,7 @@ from guard.sidecar.firewall import Admitted
 from guard.sidecar.held import HeldExchange, cannot_hold
 from guard.sidecar.proof import ID_HEADER, RECEIPT_HEADER, Delivered, Proof, prove, unproven
 from guard.sidecar.tenants import Tenant
-from guard.sidecar.upstream import CHAT, COMPLETIONS, checked, sse_events, unreachable
+from guard.sidecar.upstream import CHAT, COMPLETIONS, LOST, checked, sse_events, unreachable
 
 T = TypeVar("T")
 #: Bytes of a body that is checked in 0.2 ms (at worst 7); beside a busy engine the way to a thread and back takes 4.
@@ -206,7 +206,7 @@ class GuardedStream(StreamingResponse):
                 if self._note(event):
                     for part in wording.event(event, data):
                         yield part
-        except httpx.TransportError as error:
+        except LOST as error:
             failure = unreachable(error)
         proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=finished)
         self._counted = True
@@ -243,7 +243,7 @@ class GuardedStream(StreamingResponse):
 
 async def _to_its_end(events: AsyncIterator[bytes]) -> None:
     """Only a connection whose response was read to its end can be used again."""
-    with contextlib.suppress(TimeoutError, httpx.TransportError):
+    with contextlib.suppress(TimeoutError, *LOST):
         async with asyncio.timeout(_ENDING):
             async for _ in events:
                 pass

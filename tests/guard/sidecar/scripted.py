@@ -108,6 +108,8 @@ class ScriptedEngine:
         try:
             for n, word in enumerate(WORDS):
                 if n == self.break_after:
+                    # What comes together with a connection's end is lost with it.
+                    await asyncio.sleep(0.05)
                     raise RuntimeError("scripted break")
                 if n == 1:
                     await self._held()

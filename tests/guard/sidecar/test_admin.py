@@ -176,7 +176,7 @@ def test_an_engine_that_is_away_changes_nothing(front: Front) -> None:
     front.sidecar.probe._upstream = Upstream("http://127.0.0.1:9", "key")
     front.write({"name": "new"}, [])
     status, answer = front.reload()
-    assert (status, answer["problem"]) == (409, "The engine cannot be reached (ConnectError).")
+    assert (status, answer["problem"]) == (409, "The engine cannot be reached (ClientConnectorError).")
     assert front.sidecar.policy == Policy()
 
 

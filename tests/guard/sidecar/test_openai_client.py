@@ -125,7 +125,7 @@ def test_an_engine_that_breaks_off_fails_the_response(client: openai.OpenAI, fro
         last = list(stream)[-1]
     assert (last.type, last.response.status) == ("response.failed", "failed")
     assert last.response.error.code == "server_error"
-    front.wait({"1": "The engine cannot be reached (RemoteProtocolError)."})
+    front.wait({"1": "The engine cannot be reached (ClientPayloadError)."})
     with pytest.raises(openai.APIStatusError) as caught:
         client.responses.create(model="tiny", input=QUESTION)
     assert caught.value.status_code == 503

@@ -243,7 +243,7 @@ def test_an_engine_that_breaks_off_ends_the_stream_with_an_error(start: Start) -
     assert events[0]["choices"][0]["delta"]["content"] == "One"
     assert events[-1]["reasonguard"]["guarded"] is False
     assert events[-1]["error"] == {
-        "message": "The engine cannot be reached (RemoteProtocolError).", "type": "server_error", "param": None,
+        "message": "The engine cannot be reached (ClientPayloadError).", "type": "server_error", "param": None,
         "code": "engine_unavailable",
     }  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_an_engine_that_is_down_is_503(start: Start) -> None:
     front = start()
     front.sidecar.upstream = Upstream("http://127.0.0.1:9", "key")
     response = front.http.post("/v1/chat/completions", json=HELLO)
-    wanted = "The engine cannot be reached (ConnectError)."
+    wanted = "The engine cannot be reached (ClientConnectorError)."
     assert (response.status_code, response.json()["error"]["message"]) == (503, wanted)
     assert front.http.get("/v1/models").status_code == 503
 
