@@ -15,12 +15,22 @@ from torch import nn
 from classifiers.artifact import Manifest, load_files
 from classifiers.corpus import UNSEEN_LANGUAGES, UNSEEN_SOURCES, Corpus
 from classifiers.data import LabelledRequest
-from classifiers.detector import ENCODER_FILE, FIRST_FILE, HEAD_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.detector import (
+    ENCODER_FILE,
+    FIRST_FILE,
+    GLOSSARY_FILE,
+    HEAD_FILE,
+    REPLAY_FILE,
+    TOKENIZER_FILE,
+    Detector,
+    view_of,
+)  # fmt: skip
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact
 from classifiers.features import risk_bucket, step_ids
 from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier
+from classifiers.gloss import pack_glossaries
 from classifiers.hashed import HashedModel
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, risks_of, score_traces
 from classifiers.labels import Kind, LabelledTrace
@@ -96,9 +106,10 @@ def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Material:
     files = {
         ENCODER_FILE: quantise(export_encoder(network)),
         TOKENIZER_FILE: network.tokenizer_json.encode(),
+        GLOSSARY_FILE: pack_glossaries(),
     }
     say("training the first tier")
-    files[FIRST_FILE] = fit_first_tier(corpus.part("train"))
+    files[FIRST_FILE] = fit_first_tier(corpus.part("train"), view_of(files))
     traces, risk = _encode(files, corpus.traces, corpus.requests, say)
     public = [each for each in traces if each.trace.source in PUBLIC]
     if public:
@@ -121,7 +132,7 @@ def encode_kept(source: Path, corpus: Corpus, say: Say) -> Material:
 def _encode(
     files: dict[str, bytes], traces: Sequence[LabelledTrace], requests: Sequence[LabelledRequest], say: Say
 ) -> tuple[list[EncodedTrace], RiskVectors]:
-    encoder = Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], ENCODER_FILE)
+    encoder = Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], ENCODER_FILE, view_of(files))
     done = 0
 
     def tick() -> None:
@@ -185,13 +196,13 @@ def finish(
 def _clearing(
     files: dict[str, bytes], heads: Heads, validation: Sequence[EncodedTrace], threshold: float
 ) -> list[tuple[float, float]]:
-    model = HashedModel(files[FIRST_FILE], FIRST_FILE)
+    model, view = HashedModel(files[FIRST_FILE], FIRST_FILE), view_of(files)
     known = [each for each in validation if any(each.trace.steps)]
     rows: list[tuple[float, float, float, float]] = []
     for each, scored, risk in zip(known, score_traces(heads, known), risks_of(heads, known), strict=True):
         bucket = risk_bucket(risk, FIRST_FEATURES)
         for step, label, full in zip(each.trace.steps, each.trace.labels, scored.scores, strict=True):
-            ids = step_ids(step, FIRST_FEATURES)
+            ids = step_ids(step, FIRST_FEATURES, view)
             if ids:
                 rows.append((float(model.run([ids])[0, 0]), full, float(label == "cue"), bucket))
     first, full, cue, buckets = np.array(rows).T
@@ -236,8 +247,8 @@ def measure(detector: Detector, test: Sequence[EncodedTrace]) -> dict[str, Rate]
 def float_loss(network: StepNetwork, out: Path, corpus: Corpus, say: Say) -> dict[str, Rate]:
     """Figures of the test part with the encoder in float32 and in int8, under the artifact's heads and threshold."""
     detector = Detector.load(out)
-    files = {ENCODER_FILE: export_encoder(network), TOKENIZER_FILE: network.tokenizer_json.encode()}
-    sides = {"float32": Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], "float32"), "int8": detector.encoder}
+    exact = Encoder(export_encoder(network), network.tokenizer_json.encode(), "float32", network.view)
+    sides = {"float32": exact, "int8": detector.encoder}
     found: dict[str, Rate] = {}
     for name, encoder in sides.items():
         say(f"embedding in {name}")

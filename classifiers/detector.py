@@ -5,7 +5,7 @@ Two tiers. The first, hashed and linear, clears steps that are no cue whatever t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,14 @@ import numpy.typing as npt
 from classifiers.artifact import Manifest, file_of, load_files, session
 from classifiers.encoder import Encoder, Vector
 from classifiers.features import risk_bucket, step_ids
+from classifiers.gloss import Glossaries
 from classifiers.hashed import HashedModel
+from classifiers.normalise import normalise
+from guard.errors import UserError
 
 DEFAULT = Path(__file__).parent / "default"
 ENCODER_FILE, HEAD_FILE, FIRST_FILE, TOKENIZER_FILE = "encoder.onnx", "head.onnx", "first.onnx", "tokenizer.json"
+GLOSSARY_FILE = "glossary.tsv.gz"
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
 CUE, RISK = 0, 1
@@ -43,6 +47,18 @@ class Asked:
     previous: str
 
 
+def view_of(files: Mapping[str, bytes]) -> Callable[[str], str]:
+    """What an artifact's scorer sees of a text; UserError when its glossaries are malformed."""
+    if GLOSSARY_FILE not in files:
+        return normalise
+    try:
+        return Glossaries.read(files[GLOSSARY_FILE]).view
+    except ValueError as error:
+        raise UserError(
+            f"{GLOSSARY_FILE} is malformed", got=str(error), wanted="language, form, English a line"
+        ) from None
+
+
 class Detector:
     """Scores steps; pure, so the same steps under the same request have the same scores in every process."""
 
@@ -50,9 +66,11 @@ class Detector:
         self.manifest = manifest
         self.version = manifest.version
         self.threshold = manifest.threshold
+        self._view = view_of(files)
         self.encoder = Encoder(
-            file_of(files, ENCODER_FILE, path), file_of(files, TOKENIZER_FILE, path), str(path / ENCODER_FILE)
-        )
+            file_of(files, ENCODER_FILE, path), file_of(files, TOKENIZER_FILE, path), str(path / ENCODER_FILE),
+            self._view,
+        )  # fmt: skip
         self._head = session(file_of(files, HEAD_FILE, path), str(path / HEAD_FILE))
         self._first = HashedModel(file_of(files, FIRST_FILE, path), str(path / FIRST_FILE))
 
@@ -92,7 +110,7 @@ class Detector:
 
     def first_tier(self, steps: Sequence[str]) -> list[float | None]:
         """Return the first tier's probability of each step; None for a step without words."""
-        rows = [step_ids(step, self.manifest.features) for step in steps]
+        rows = [step_ids(step, self.manifest.features, self._view) for step in steps]
         worded = [ids for ids in rows if ids]
         # The weights lie on a grid, so that a sum is exact and padding changes no score (`classifiers.export`).
         scores = iter(self._first.run(worded)[:, 0].tolist() if worded else ())

@@ -7,6 +7,7 @@ steps of other requests, and two runs could decide differently.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,9 @@ CACHED = 4096
 class Encoder:
     """Embeds the scorer's view of texts; remembers the last 4,096, so that a step's predecessor costs nothing."""
 
-    def __init__(self, model: bytes, tokenizer: bytes, name: str) -> None:
+    def __init__(self, model: bytes, tokenizer: bytes, name: str, view: Callable[[str], str] = normalise) -> None:
+        """`view`: what the scorer sees of a text."""
+        self._view = view
         self._session = session(model, name)
         self._tokenizer = Tokenizer.from_str(tokenizer.decode())
         self._tokenizer.no_padding()
@@ -33,7 +36,7 @@ class Encoder:
 
     def embed(self, text: str) -> Vector:
         """Return the vector [width] of a text as the scorer sees it; the same text always has the same vector."""
-        view = normalise(text)
+        view = self._view(text)
         known = self._cache.get(view)
         if known is not None:
             self._cache.move_to_end(view)

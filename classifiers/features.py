@@ -8,7 +8,7 @@ padding and belongs to no feature.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 from zlib import crc32
 
@@ -61,12 +61,12 @@ _GAP = b" "
 _OPENING = 3
 
 
-def step_ids(step: str, config: FeatureConfig) -> list[int]:
-    """Return the distinct ids of one step; [] for a step without words.
+def step_ids(step: str, config: FeatureConfig, view: Callable[[str], str] = normalise) -> list[int]:
+    """Return the distinct ids of one step, of which the scorer sees `view(step)`; [] for a step without words.
 
     Words, pairs of neighbours, pairs with one word between, and the opening three words. About 20 us for 20 words.
     """
-    words = words_of(normalise(step), config.max_words)
+    words = words_of(view(step), config.max_words)
     before, last = b"^", b"^"
     hashes: set[int] = set()
     opening = _START

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,15 +22,15 @@ ENOUGH = 300
 """Steps of a risk bucket in the validation part from which on it has a threshold of its own."""
 
 
-def fit_first_tier(traces: Sequence[LabelledTrace]) -> bytes:
-    """Return the first tier's ONNX model, trained on the steps of traces that have their text."""
+def fit_first_tier(traces: Sequence[LabelledTrace], view: Callable[[str], str]) -> bytes:
+    """Return the first tier's ONNX model, trained on what the scorer sees (`view`) of traces that have their text."""
     steps = [
         (step, label)
         for trace in traces
         for index, (step, label) in enumerate(zip(trace.steps, trace.labels, strict=True))
         if index not in trace.unlabelled
     ]
-    rows = [(step_ids(step, FIRST_FEATURES), label == "cue") for step, label in steps]
+    rows = [(step_ids(step, FIRST_FEATURES, view), label == "cue") for step, label in steps]
     rows = [(ids, cue) for ids, cue in rows if ids]
     head = fit_head(
         plain(ids for ids, _ in rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from classifiers.measure import Scored
 from classifiers.network import Heads
-from classifiers.tune import RISK_SHARE, RISKY, step_weights
+from classifiers.tune import PEAK_SHARE, RISK_SHARE, RISKY, Window, peak_loss, step_weights
 from classifiers.vectors import EncodedTrace, RiskVectors
 
 
@@ -28,7 +28,7 @@ class HeadConfig:
     lr: float = 1e-4
     weight_decay: float = 0.05
     batch: int = 256
-    """Steps in a batch."""
+    """Steps in a batch; traces stay whole."""
     requests: int = 64
     """Requests in a batch."""
     own_weight: float = 3.0
@@ -39,6 +39,12 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class _Columns:
+    """Traces one after the other, a row a step."""
+
+    windows: Sequence[Window]
+    """The traces, whole."""
+    starts: Sequence[int]
+    """The row of each trace's first step, and one past the last row."""
     steps: Tensor
     previous: Tensor
     requests: Tensor
@@ -51,7 +57,10 @@ class _Columns:
             np.array(step_weights(each.trace, cue_weight)) * (own_weight if each.trace.source == "own" else 1.0)
             for each in traces
         ]
+        sizes = [len(each.steps) for each in traces]
         return cls(
+            [(each.trace, 0, size) for each, size in zip(traces, sizes, strict=True)],
+            [0, *np.cumsum(sizes).tolist()],
             torch.from_numpy(np.concatenate([each.steps for each in traces])),
             torch.from_numpy(np.concatenate([each.previous for each in traces])),
             torch.from_numpy(np.concatenate([np.tile(each.request, (len(each.steps), 1)) for each in traces])),
@@ -59,10 +68,28 @@ class _Columns:
             torch.from_numpy(np.concatenate(weights)).float(),
         )
 
-    def loss(self, heads: Heads, rows: Tensor) -> Tensor:
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Numbers of whole traces in random order, at least `size` steps a batch but for the last."""
+        batch: list[int] = []
+        held = 0
+        for number in torch.randperm(len(self.windows)).tolist():
+            batch.append(number)
+            held += self.starts[number + 1] - self.starts[number]
+            if held >= size:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
+
+    def loss(self, heads: Heads, traces: Sequence[int]) -> Tensor:
+        """What the steps of some traces cost, each for itself and as the highest of its trace."""
+        spans = [range(self.starts[number], self.starts[number + 1]) for number in traces]
+        rows = torch.tensor([row for span in spans for row in span])
+        owner = torch.tensor([index for index, span in enumerate(spans) for _ in span])
         logits = heads.step_logits(self.steps[rows], self.previous[rows], self.requests[rows])
         each = functional.cross_entropy(logits, self.labels[rows], reduction="none")
-        return (each * self.weights[rows]).sum() / self.weights[rows].sum().clamp(min=1e-6)
+        steps = (each * self.weights[rows]).sum() / self.weights[rows].sum().clamp(min=1e-6)
+        return steps + PEAK_SHARE * peak_loss(logits, owner, [self.windows[number] for number in traces])
 
 
 def fit_heads(
@@ -85,18 +112,15 @@ def fit_heads(
     optimiser = torch.optim.AdamW(heads.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     best, kept, waited = float("inf"), copy.deepcopy(heads.state_dict()), 0
     if start is not None:
-        with torch.inference_mode():
-            best = float(columns_loss(held, heads.eval()))
+        best = _validation_loss(held, heads)
     for epoch in range(config.epochs):
         heads.train()
-        for rows in torch.randperm(len(columns.labels)).split(config.batch):  # type: ignore[no-untyped-call]
-            loss = columns.loss(heads, rows) + RISK_SHARE * _risk_loss(heads, asked, config.requests)
+        for batch in columns.batches(config.batch):
+            loss = columns.loss(heads, batch) + RISK_SHARE * _risk_loss(heads, asked, config.requests)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        heads.eval()
-        with torch.inference_mode():
-            found = float(columns_loss(held, heads))
+        found = _validation_loss(held, heads)
         tick(epoch + 1, config.epochs, f"validation loss {found:.4f}")
         waited = 0 if found < best else waited + 1
         if found < best:
@@ -107,9 +131,9 @@ def fit_heads(
     return heads.eval()
 
 
-def columns_loss(columns: _Columns, heads: Heads) -> Tensor:
-    """The loss over all rows."""
-    return columns.loss(heads, torch.arange(len(columns.labels)))
+@torch.inference_mode()
+def _validation_loss(held: _Columns, heads: Heads) -> float:
+    return float(held.loss(heads.eval(), range(len(held.windows))))
 
 
 def _with_traces(risk: RiskVectors, traces: Sequence[EncodedTrace]) -> RiskVectors:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from classifiers.encoder import MAX_TOKENS, shorten
-from classifiers.normalise import normalise
+from classifiers.gloss import Glossaries, pack_glossaries
 from classifiers.vectors import LABELS
 from guard.engine.hardware import cpu_has_bf16
 from guard.errors import UserError
@@ -60,6 +60,7 @@ class StepNetwork(nn.Module):
         self._tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.view = Glossaries.read(pack_glossaries()).view
         self._frozen = frozen_layers
         self._bf16 = cpu_has_bf16()
         self._lowered: dict[str, Tensor] = {}
@@ -91,7 +92,7 @@ class StepNetwork(nn.Module):
     @torch.no_grad()
     def _prepare(self, texts: Sequence[str]) -> None:
         """Compute what the frozen layers make of new texts, [tokens, width] each; it never changes."""
-        new = {text: shorten(self._tokenizer.encode(normalise(text)).ids, MAX_TOKENS) for text in texts
+        new = {text: shorten(self._tokenizer.encode(self.view(text)).ids, MAX_TOKENS) for text in texts
                if text not in self._lowered}  # fmt: skip
         order = sorted(new, key=lambda text: len(new[text]))
         for start in range(0, len(order), CHUNK):

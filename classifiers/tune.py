@@ -29,6 +29,12 @@ UNSURE_WEIGHT = 0.4
 """Of a step that its labeller doubted."""
 RISK_SHARE = 0.5
 """Weight of the request's loss beside the steps'."""
+PEAK_SHARE = 1.0
+"""Weight of the peaks' loss beside the steps'."""
+_SHARP, _HIGH = 2.0, 1.0
+"""How close the soft maximum is to the highest step, and the log-odds of a step that answers for its trace."""
+_DELIBERATING = 0.3
+"""Weight of the peak of a trace that weighs a harmful request and holds no cue."""
 _POLICY = re.compile(r"\b(?:safety )?(?:polic(?:y|ies)|guidelines)\b", re.IGNORECASE)
 _INSTEAD = ("rules", "principles", "instructions", "values")
 POLICY_SOURCES = frozenset({"star1"})
@@ -91,7 +97,8 @@ def tune(
         network.eval()
         found = validate(network)
         tick(done, total, f"epoch {epoch + 1} of {config.epochs}, validation {found:.4f}")
-        if found > best:
+        # Of epochs that rank alike the last: its probabilities are the best learned.
+        if found >= best:
             best, kept = found, copy.deepcopy(network.state_dict())
     network.load_state_dict(kept)
     return network.eval()
@@ -148,7 +155,37 @@ def _loss(
     logits = network.heads.step_logits(vectors[here], previous, asked[owner])
     risky = [RISKY[trace.kind] for trace, _, _ in windows] + [float(row.label == "harmful") for row in drawn]
     risk = functional.binary_cross_entropy_with_logits(network.heads.request_logits(asked), torch.tensor(risky))
-    return step_loss(logits, windows, config.cue_weight) + RISK_SHARE * risk
+    peaks = peak_loss(logits, torch.tensor(owner), windows)
+    return step_loss(logits, windows, config.cue_weight) + RISK_SHARE * risk + PEAK_SHARE * peaks
+
+
+def peak_loss(logits: Tensor, owner: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Cross entropy of each window's peak: whether it holds a cue at all.
+
+    A threshold meets the highest score of a whole trace, so one step of a harmless trace that scores high costs as much
+    as twenty. `logits` [n, 3] of all steps, `owner` [n] the number of each step's window. The peak is a soft maximum
+    of the cue's log-odds over the labelled steps; windows without any count for nothing.
+    """
+    known = torch.tensor([i not in trace.unlabelled for trace, start, stop in windows for i in range(start, stop)])
+    odds = logits[:, 0] - logits[:, 1:].logsumexp(1)
+    rows = torch.full((len(windows), len(odds)), float("-inf"))
+    rows[owner[known], known.nonzero().squeeze(1)] = _SHARP * odds[known]
+    labels = [
+        {trace.labels[i] for i in range(start, stop) if i not in trace.unlabelled} for trace, start, stop in windows
+    ]
+    weights = torch.tensor(
+        [
+            (_DELIBERATING if trace.kind == "harmful" and "cue" not in found else 1.0) if found else 0.0
+            for (trace, _, _), found in zip(windows, labels, strict=True)
+        ]
+    )
+    some = weights > 0
+    if not some.any():
+        return logits.sum() * 0.0
+    holds = torch.tensor([float("cue" in found) for found in labels])
+    peaks = rows[some].logsumexp(1) / _SHARP - _HIGH
+    each = functional.binary_cross_entropy_with_logits(peaks, holds[some], reduction="none")
+    return (each * weights[some]).mean()
 
 
 def step_loss(logits: Tensor, windows: Sequence[Window], cue_weight: float = 1.0) -> Tensor:

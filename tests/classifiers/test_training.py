@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from torch.nn import functional
 from classifiers.artifact import load_files, version_of
 from classifiers.build import encode_kept, finish, score_encoded
 from classifiers.corpus import Corpus
-from classifiers.detector import ENCODER_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores
@@ -24,8 +26,15 @@ from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
 from classifiers.labels import LabelledTrace
 from classifiers.network import Heads, StepNetwork, base_directory
-from classifiers.normalise import normalise
-from classifiers.tune import UNSURE_WEIGHT, TuneConfig, disguise_source, step_loss, step_weights, tune
+from classifiers.tune import (
+    UNSURE_WEIGHT,
+    TuneConfig,
+    disguise_source,
+    peak_loss,
+    step_loss,
+    step_weights,
+    tune,
+)  # fmt: skip
 from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
 from guard.errors import UserError
 from tests.classifiers.conftest import TINY, tiny_traces
@@ -43,7 +52,7 @@ def test_batched_vectors_are_those_of_each_text_alone(network: StepNetwork) -> N
     with torch.no_grad():
         batch = network.embed(TEXTS)
         for text, vector in zip(TEXTS, batch, strict=True):
-            ids = torch.tensor([network._tokenizer.encode(normalise(text)).ids])
+            ids = torch.tensor([network._tokenizer.encode(network.view(text)).ids])
             alone = network.encoder(input_ids=ids).last_hidden_state.mean(1)[0]
             assert torch.allclose(vector, alone, atol=1e-5)
 
@@ -51,7 +60,10 @@ def test_batched_vectors_are_those_of_each_text_alone(network: StepNetwork) -> N
 def test_the_exported_encoder_gives_the_networks_vectors(network: StepNetwork) -> None:
     tokenizer = network.tokenizer_json.encode()
     payload = export_encoder(network)
-    exact, small = Encoder(payload, tokenizer, "float"), Encoder(quantise(payload), tokenizer, "int8")
+    exact, small = (
+        Encoder(payload, tokenizer, "float", network.view),
+        Encoder(quantise(payload), tokenizer, "int8", network.view),
+    )
     with torch.no_grad():
         wanted = network.embed(TEXTS).numpy()
     for text, vector in zip(TEXTS, wanted, strict=True):
@@ -111,13 +123,42 @@ def test_a_cue_weighs_what_it_is_told_to() -> None:
     assert step_loss(logits, [(trace, 0, 2)], 3.0).item() == pytest.approx(((3 * each[0] + each[1]) / 4).item())
 
 
+def test_a_peak_costs_what_the_whole_trace_should_have_been() -> None:
+    """Two traces: one with a cue, one harmless; the soft maximum and the cross entropy written out by hand."""
+    cue = LabelledTrace("1", "s", "r", "harmful", ("a", "b"), ("cue", "neutral"))
+    calm = LabelledTrace("2", "s", "r", "alarming", ("c",), ("neutral",))
+    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0], [1.0, 0, 0]])
+    odds = [2 - math.log(2), 0.5 - math.log(math.e + 1), 1 - math.log(2)]
+    peak = math.log(math.exp(2 * odds[0]) + math.exp(2 * odds[1])) / 2 - 1
+    wanted = (math.log1p(math.exp(-peak)) + math.log1p(math.exp(odds[2] - 1))) / 2
+    owner = torch.tensor([0, 0, 1])
+    assert peak_loss(logits, owner, [(cue, 0, 2), (calm, 0, 1)]).item() == pytest.approx(wanted)
+
+
+def test_what_nobody_labelled_is_no_part_of_a_peak() -> None:
+    half = LabelledTrace("1", "s", "r", "alarming", ("a", "b"), ("neutral", "neutral"), unlabelled=frozenset({1}))
+    none = dataclasses.replace(half, unlabelled=frozenset({0, 1}))
+    calm, loud = torch.tensor([[0.0, 1, 0], [0, 0, 0]]), torch.tensor([[0.0, 1, 0], [9, 0, 0]])
+    owner = torch.tensor([0, 0])
+    assert peak_loss(calm, owner, [(half, 0, 2)]) == peak_loss(loud, owner, [(half, 0, 2)])
+    assert peak_loss(loud, owner, [(none, 0, 2)]) == 0
+
+
+def test_a_harmful_request_thought_about_without_a_cue_weighs_less() -> None:
+    calm = LabelledTrace("1", "s", "r", "alarming", ("a",), ("neutral",))
+    safe = dataclasses.replace(calm, kind="harmful")
+    logits, owner = torch.tensor([[3.0, 0, 0]]), torch.tensor([0])
+    whole, less = (peak_loss(logits, owner, [(trace, 0, 1)]).item() for trace in (calm, safe))
+    assert less == pytest.approx(0.3 * whole)
+
+
 def test_heads_trained_with_heavier_cues_call_more_steps_cues(tiny: Path) -> None:
     encoder = Detector.load(tiny).encoder
     traces = encode_traces(encoder, tiny_traces())
     risk = RiskVectors(np.zeros((0, 32), np.float32), np.zeros(0, np.float32))
     means = []
     for cue_weight in (0.1, 10.0):
-        config = HeadConfig(epochs=1, lr=5e-3, batch=16, cue_weight=cue_weight)
+        config = HeadConfig(epochs=1, lr=1e-3, batch=16, cue_weight=cue_weight)
         heads = fit_heads(traces, traces, risk, config)
         means.append(np.mean(np.concatenate([each.scores for each in score_traces(heads, traces)])))
     assert means[0] + 0.2 < means[1], means
@@ -155,7 +196,7 @@ def test_vectors_survive_packing(tiny: Path) -> None:
 
 def test_the_artifact_is_whole(tiny: Path) -> None:
     manifest, files = load_files(tiny, "detector")
-    assert sorted(files) == [ENCODER_FILE, "first.onnx", "head.onnx", TOKENIZER_FILE]
+    assert sorted(files) == [ENCODER_FILE, "first.onnx", GLOSSARY_FILE, "head.onnx", TOKENIZER_FILE]
     assert manifest.version == version_of("detector", manifest.files)
     assert manifest.files[ENCODER_FILE] == hashlib.sha256((tiny / ENCODER_FILE).read_bytes()).hexdigest()
     assert manifest.metrics["recall_complying_traces"].rate == 1.0
