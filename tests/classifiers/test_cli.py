@@ -140,7 +140,9 @@ def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["training"]["how"] == f"heads alone, encoder of {tiny.name}"
     assert manifest["training"]["seed"] == 3
-    assert Detector.load(out).version == manifest["version"] != Detector.load(tiny).version
+    assert Detector.load(out).version == manifest["version"]
+    # The heads may be the ones it began with, where none better were found; what they were trained on is new.
+    assert manifest["training_data"] != Detector.load(tiny).manifest.training_data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detector"]
 
 
