@@ -24,7 +24,7 @@ from classifiers.detector import (
     TOKENIZER_FILE,
     Detector,
     view_of,
-)  # fmt: skip
+)
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact

@@ -59,10 +59,9 @@ class Glossary:
 
     def word(self, word: str) -> str | None:
         """A word's English; None when it is unknown."""
-        found = self.entries.get(word) or self._stemmed(word)
-        if not found and "'" in word:
-            # l'utilisateur, dell'utente: the article may go.
-            found = self.word(word.partition("'")[2])
+        # l'utilisateur, dell'utente: the article may go.
+        rest = word.partition("'")[2]
+        found = self.entries.get(word) or self._stemmed(word) or self.entries.get(rest) or self._stemmed(rest)
         return found or (self._compound(word) if self.compounds else None)
 
     def _stemmed(self, word: str) -> str | None:

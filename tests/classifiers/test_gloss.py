@@ -62,6 +62,11 @@ def test_an_article_before_an_apostrophe_and_a_hyphen_hide_no_word() -> None:
     assert french.view("L'utilisateur veut peut-être") == "user wants perhaps"
 
 
+def test_a_word_of_a_thousand_apostrophes_is_a_word() -> None:
+    hostile = "a" + "'a" * 990
+    assert SMALL.view(f"ich will zuerst {hostile}") == f"i want first {hostile}"
+
+
 def test_only_compounding_languages_are_taken_apart() -> None:
     assert SMALL.languages["es"].word("robarplan") is None
 

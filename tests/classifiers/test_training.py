@@ -34,7 +34,7 @@ from classifiers.tune import (
     step_loss,
     step_weights,
     tune,
-)  # fmt: skip
+)
 from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
 from guard.errors import UserError
 from tests.classifiers.conftest import TINY, tiny_traces
