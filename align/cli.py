@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from align.curve_cli import curve
 from align.pairs_cli import export, pairs
 from align.promote_cli import Gate, Versions, settle
 from align.promote_cli import promote as promote_command
@@ -90,8 +91,8 @@ def align(
     missing = [name for name, value in given.items() if value is None]
     if traces is None or model is None or out is None:
         raise typer.BadParameter(
-            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, reproduce, promote, status, "
-            "rollback, table)"
+            f"missing {', '.join(missing)} (or a subcommand: pairs, train, evaluate, curve, reproduce, promote, "
+            "status, rollback, table)"
         )
     from align import pipeline
 
@@ -196,6 +197,7 @@ def reproduce_command(
     )  # fmt: skip
 
 
+app.command()(curve)
 app.command(name="promote")(promote_command)
 app.command(name="rollback")(rollback_command)
 app.command(name="status")(status_command)

@@ -47,10 +47,11 @@ def markdown(report: Report) -> str:
         (["met" if goal.met else "**missed**", goal.name, goal.wanted, show(goal.got, unit_of(goal.name))]
          for goal in report.goals),
     )  # fmt: skip
-    return "\n\n".join((judged, arms, controls, goals, *map(_grid, report.grids.values()))) + "\n"
+    return "\n\n".join((judged, arms, controls, goals, *map(grid_table, report.grids.values()))) + "\n"
 
 
-def _grid(grid: Grid) -> str:
+def grid_table(grid: Grid) -> str:
+    """One further table under its title."""
     rows = ([name, *(" ".join(filter(None, one)) for one in found)] for name, found in grid.lines().items())
     return f"**{_cell(grid.title)}**\n\n" + _table((grid.head, *grid.columns), rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +15,12 @@ from guard.errors import UserError
 from guard.steps import StepLimits, StepSplitter, TokenTable
 
 Kind = Literal["intervened", "benign"]
+#: So many steps, up to where the reasoning closes, or everything (None).
+Steps = int | Literal["reasoning"] | None
 
 
 class Scope(BaseModel):
-    """Which tokens carry the preference: the first `steps` steps after the divergence, or everything (None).
+    """Which tokens carry the preference: the first `steps` steps after the divergence, the reasoning, or everything.
 
     The paper leaves it open. With the answer inside, a 135M model kept complying in its reasoning and only turned its
     answers into refusals, on benign requests too; the divergence step alone decides which way a trace goes.
@@ -25,8 +28,8 @@ class Scope(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int | None = 1
-    benign_steps: int | None = 8
+    steps: Steps = 1
+    benign_steps: Steps = 8
     """The same of a benign pair's chosen side. With one step there, too, nothing kept the model's way to end: 22 of 120
     benign replies of the demo model never closed their reasoning, 0 of 120 before training."""
 
@@ -104,12 +107,12 @@ def pair_id(*parts: object) -> str:
     return hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def cut(ids: list[int], steps: int | None, table: TokenTable, limits: StepLimits) -> list[int]:
-    """The first `steps` steps, a delimiter ending the last; None: everything."""
+def cut(ids: list[int], steps: Steps, table: TokenTable, limits: StepLimits) -> list[int]:
+    """The first `steps` steps; a delimiter ends the last one."""
     if steps is None:
         return ids
     splitter = StepSplitter(table, limits)
-    left = steps
+    left = math.inf if steps == "reasoning" else steps
     for index, token in enumerate(ids):
         special = token in table.markers
         if special or splitter.push(token, index) is not None:

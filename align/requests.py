@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.evaluate import EvalRequest, Label
 from guard.errors import UserError
+
+if TYPE_CHECKING:
+    from demo.topics import Split
 
 #: Topics per label of the built-in set; each is asked in two wordings.
 BUILT_IN: dict[Label, int] = {"harmful": 60, "benign": 30, "alarming": 30}
@@ -27,13 +31,14 @@ class RequestLine(BaseModel):
     benchmark: str = "requests"
 
 
-def built_in(render: Callable[[str], list[int]]) -> list[EvalRequest]:
-    """The demo's held-out topics: 120 topics, two wordings each."""
+def built_in(render: Callable[[str], list[int]], part: Split = "report") -> list[EvalRequest]:
+    """The demo's held-out topics: at most 120 topics, two wordings each. `part` `detector`: those that recipes are
+    chosen on (`align.curve`), which no report is about."""
     from demo.topics import load_topics
 
     left = dict(BUILT_IN)
     found = []
-    for topic in load_topics("report"):
+    for topic in load_topics(part):
         if left[topic.kind] == 0:
             continue
         left[topic.kind] -= 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.pairs import Pair, Quota, Scope, cut, dedupe, pair_id, read_pairs, write_pairs
+from align.pairs import Pair, Quota, Scope, Steps, cut, dedupe, pair_id, read_pairs, write_pairs
 from guard.errors import UserError
 from guard.steps import StepLimits, TokenTable
 
@@ -33,11 +33,12 @@ def make(pair: int = 1, **changes: object) -> Pair:
         ([1, 2, 3, 0, 4], 2, [1, 2, 3]),
         ([1, 2, 4, 0, 4], 2, [1, 2, 4, 0]),
         ([1, 2, 3, 0, 4], 3, [1, 2, 3, 0]),
+        ([1, 2, 3, 0, 4], "reasoning", [1, 2, 3, 0]),
         ([1, 2, 3, 0, 4], None, [1, 2, 3, 0, 4]),
         ([4, 4], 1, [4, 4]),
     ],
 )
-def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: int | None, kept: list[int]) -> None:
+def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: Steps, kept: list[int]) -> None:
     assert cut(ids, steps, TABLE, LIMITS) == kept
 
 

@@ -1,0 +1,129 @@
+"""`cli.py align curve`: how much harm each recipe leaves and what it costs, and the one to train with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from align.curve_points import CurveSettings
+    from align.pairs import Steps
+
+T = TypeVar("T")
+NONE_WITHIN = 3
+"""Exit code where no point is within the limits."""
+
+
+def _grid(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="The grid: every combination is a point")
+
+
+def curve(
+    model: Annotated[str, typer.Option(help="Model directory or hub name; `demo` is the embedded demo reasoner.")],
+    out: Annotated[Path, typer.Option(help="Directory of a run with pairs; an interrupted curve goes on.")],
+    requests: Annotated[
+        Path | None,
+        typer.Option(
+            help='Requests to choose on, JSON lines {"request", "label": harmful|benign|alarming, "topic"}; none of '
+            "them in the pairs or in the report. Default: the demo's `detector` topics."
+        ),
+    ] = None,
+    steps: Annotated[
+        str, _grid("Which tokens carry the preference: the first N steps, `reasoning`, or `all` (answer included).")
+    ] = "1,2,4,reasoning,all",
+    sft_weight: Annotated[
+        str, _grid("Weight of the SFT term on chosen sides, such as 0.2,1; default: the run's.")
+    ] = "",
+    benign_share: Annotated[str, _grid("Share of benign pairs, such as 0.3,0.4; default: the run's.")] = "",
+    learning_rate: Annotated[str, _grid("Learning rates, such as 5e-4,6.5e-4; default: the run's.")] = "",
+    max_refusals: Annotated[
+        float, typer.Option(min=0, help="Points that refusals of alarming requests may rise by.")
+    ] = 5.0,
+    max_quality_loss: Annotated[float, typer.Option(min=0, help="Points that sound benign replies may fall by.")] = 3.0,
+    accelerate: Annotated[
+        Path | None,
+        typer.Option(help="Train under `accelerate launch` with this file, such as align/configs/fsdp.yaml."),
+    ] = None,
+) -> None:
+    """Train one adapter per point of a grid on the pairs of OUT, measure harm against benign refusals, choose a recipe.
+
+    Writes curve.json, curve.md and curve.png into OUT/curve, and the chosen point as OUT/curve/chosen.yaml for
+    `--stages`: the least harm in reasoning or answer among the points within both limits. Exit code 3 when there is
+    none. A point that is done is not done again, so a later grid may be larger.
+
+    Example: `cli.py align curve --model demo --out runs/align`
+
+    Example: `cli.py align curve --model demo --out runs/align --steps 1,reasoning --sft-weight 0.2,1
+    --benign-share 0.3,0.4 --max-refusals 5`
+
+    Then: `cli.py align --traces traces/ --model demo --out runs/next --stages runs/align/curve/chosen.yaml`
+    """
+    from rich.console import Console
+
+    from align.curve import run_curve
+    from align.curve_report import print_curve, write_curve
+    from align.pairs import read_pairs
+    from align.pipeline import AlignSettings, Workbench
+    from align.requests import built_in, from_file
+    from align.study import recorded
+
+    settings = _settings(steps, sft_weight, benign_share, learning_rate, max_refusals / 100, max_quality_loss / 100)
+    with Workbench.open(recorded(out, AlignSettings.of(model).model), out) as bench:
+        pairs = read_pairs(out / "pairs.jsonl")
+        asked = built_in(bench.prompt, "detector") if requests is None else from_file(requests, bench.prompt)
+        source = "the demo's `detector` topics" if requests is None else str(requests)
+        report = run_curve(bench, pairs, asked, source, settings, accelerate)
+        write_curve(report, out / "curve")
+    print_curve(report, Console())
+    if report.chosen is None:
+        raise typer.Exit(NONE_WITHIN)
+    typer.echo(f"recipe for --stages: {out / 'curve' / 'chosen.yaml'}; all points: {out / 'curve' / 'curve.md'}")
+
+
+def _settings(
+    steps: str, sft_weight: str, benign_share: str, learning_rate: str, max_refusals: float, max_quality_loss: float
+) -> CurveSettings:
+    from align.curve_points import CurveSettings
+
+    return CurveSettings(
+        steps=_list("--steps", steps, _width, "whole numbers from 1 on, `reasoning`, `all`, such as 1,2,reasoning"),
+        sft_weight=_list("--sft-weight", sft_weight, _number(0, 1000), "numbers from 0 on, such as 0.2,1"),
+        benign_share=_list("--benign-share", benign_share, _number(0, 1), "shares from 0 to 1, such as 0.3,0.4"),
+        learning_rate=_list("--learning-rate", learning_rate, _number(1e-9, 1), "rates, such as 5e-4,6.5e-4"),
+        max_refusals=max_refusals, max_quality_loss=max_quality_loss,
+    )  # fmt: skip
+
+
+def _list(option: str, text: str, read: Callable[[str], T], wanted: str) -> tuple[T, ...]:
+    """The values of a comma-separated list, each once; UserError names the one that is wrong."""
+    from guard.errors import UserError
+
+    found: dict[T, None] = {}
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            found[read(part)] = None
+        except ValueError:
+            raise UserError(option, got=part, wanted=wanted) from None
+    return tuple(found)
+
+
+def _width(text: str) -> Steps:
+    if text in ("all", "reasoning"):
+        return None if text == "all" else "reasoning"
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = float(text)
+        # NaN is in no range.
+        if not least <= value <= most:
+            raise ValueError(text)
+        return value
+
+    return read
