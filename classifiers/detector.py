@@ -5,7 +5,7 @@ Two tiers. The first, hashed and linear, clears steps that are no cue whatever t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from classifiers.features import risk_bucket, step_ids
 from classifiers.gloss import Glossaries
 from classifiers.hashed import HashedModel
 from classifiers.normalise import normalise
+from classifiers.windows import MOST, within
 from guard.errors import UserError
 
 DEFAULT = Path(__file__).parent / "default"
@@ -25,6 +26,8 @@ ENCODER_FILE, HEAD_FILE, FIRST_FILE, TOKENIZER_FILE = "encoder.onnx", "head.onnx
 GLOSSARY_FILE = "glossary.tsv.gz"
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
+MOST_INSIDE = 6
+"""Windows of one step: a step has a hundred of the model's tokens, and the encoder's are seldom twice as many."""
 CUE, RISK = 0, 1
 """Columns of the head's output."""
 
@@ -80,13 +83,25 @@ class Detector:
         path = path or DEFAULT
         return cls(*load_files(path, "detector"), path)
 
-    def request(self, request: str) -> RequestContext:
-        """Return the context that this request's steps are scored in; compute it once per request."""
-        vector = self.encoder.embed(request)
-        risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
-        if not np.isfinite(risk):
-            risk = 1.0
-        return RequestContext(vector, risk, risk_bucket(risk, self.manifest.features))
+    def request(self, *messages: str) -> RequestContext:
+        """Return the context that a request's steps are scored in; compute it once per request.
+
+        `messages` are all that the model was given, oldest first (`guard.prompt.PromptReader.messages`). The riskiest
+        of them counts, and of a long one the riskiest window: otherwise who asks could choose what the steps are
+        measured by.
+        """
+        return max(self._contexts(messages or ("",)), key=lambda context: context.risk)
+
+    def _contexts(self, messages: Sequence[str]) -> Iterator[RequestContext]:
+        found: list[list[int] | str] = []
+        for message in messages:
+            found += self.encoder.windows(message) or [message]
+        for piece in within(found, MOST):
+            vector = self.encoder.embed(piece) if isinstance(piece, str) else self.encoder.vector(piece)
+            risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
+            if not np.isfinite(risk):
+                risk = 1.0
+            yield RequestContext(vector, risk, risk_bucket(risk, self.manifest.features))
 
     def score(
         self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
@@ -131,8 +146,10 @@ class Detector:
             return self.manifest.cleared_score[bucket]
         vector = self.encoder.embed(asked.step)
         last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
-        score = float(self._run_head(vector, last, asked.context.vector)[CUE])
-        return score if np.isfinite(score) else 1.0
+        # What a long step says in its middle counts as well.
+        inside = map(self.encoder.vector, within(self.encoder.windows(asked.step), MOST_INSIDE))
+        scores = [float(self._run_head(v, last, asked.context.vector)[CUE]) for v in (vector, *inside)]
+        return max(scores) if all(map(np.isfinite, scores)) else 1.0
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:
         feed = {"step": step[None], "previous": previous[None], "request": request[None]}
