@@ -22,6 +22,7 @@ from classifiers.detector import (
     GLOSSARY_FILE,
     HEAD_FILE,
     REPLAY_FILE,
+    REQUEST_FILE,
     TOKENIZER_FILE,
     Detector,
     view_of,
@@ -30,7 +31,7 @@ from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact
 from classifiers.features import risk_bucket, step_ids
-from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier
+from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier, fit_request_tier
 from classifiers.gloss import pack_glossaries
 from classifiers.hashed import HashedModel
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, risks_of, score_traces
@@ -120,6 +121,7 @@ def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Material:
     }
     say("training the first tier")
     files[FIRST_FILE] = fit_first_tier(corpus.part("train"), view_of(files))
+    files[REQUEST_FILE] = fit_request_tier(_asked(corpus), view_of(files))
     traces, risk, wrapped = _encode(files, corpus.traces, corpus.requests, say)
     public = [each for each in traces if each.trace.source in PUBLIC]
     if public:
@@ -127,6 +129,15 @@ def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Material:
         known = [i for i, row in enumerate(corpus.requests) if row.source not in SHIPPED]
         files[REPLAY_FILE] = pack(public, RiskVectors(risk.vectors[known], risk.harmful[known]))
     return Material(files, traces, risk, None, wrapped)
+
+
+def _asked(corpus: Corpus) -> list[tuple[str, bool]]:
+    """All requests that are learned from, alone and wrapped, and whether each is harmful."""
+    train = corpus.part("train")
+    rows = [(trace.request, trace.kind == "harmful") for trace in train]
+    rows += [(row.request, row.label == "harmful") for row in corpus.requests]
+    wrapper, rng = Wrapper(train), random.Random(0)
+    return [*rows, *((wrapper.diluted(request, rng), harmful) for request, harmful in rows)]
 
 
 def encode_kept(source: Path, corpus: Corpus, say: Say) -> Material:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from classifiers.artifact import Manifest, file_of, load_files, session
 from classifiers.encoder import Encoder, Vector
-from classifiers.features import risk_bucket, step_ids
+from classifiers.features import REQUEST_FEATURES, risk_bucket, step_ids
 from classifiers.gloss import Glossaries
 from classifiers.hashed import HashedModel
 from classifiers.normalise import normalise
@@ -24,10 +24,14 @@ from guard.errors import UserError
 DEFAULT = Path(__file__).parent / "default"
 ENCODER_FILE, HEAD_FILE, FIRST_FILE, TOKENIZER_FILE = "encoder.onnx", "head.onnx", "first.onnx", "tokenizer.json"
 GLOSSARY_FILE = "glossary.tsv.gz"
+REQUEST_FILE = "request.onnx"
+"""What ranks the windows of a long prompt; an artifact without it reads the first and the last."""
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
 MOST_INSIDE = 6
 """Windows of one step: a step has a hundred of the model's tokens, and the encoder's are seldom twice as many."""
+_LAST = 4
+"""Windows at a prompt's end that are always read."""
 CUE, RISK = 0, 1
 """Columns of the head's output."""
 
@@ -76,6 +80,8 @@ class Detector:
         )  # fmt: skip
         self._head = session(file_of(files, HEAD_FILE, path), str(path / HEAD_FILE))
         self._first = HashedModel(file_of(files, FIRST_FILE, path), str(path / FIRST_FILE))
+        ranks = files.get(REQUEST_FILE)
+        self._ranks = None if ranks is None else HashedModel(ranks, str(path / REQUEST_FILE))
 
     @classmethod
     def load(cls, path: Path | None = None) -> Detector:
@@ -93,15 +99,22 @@ class Detector:
         return max(self._contexts(messages or ("",)), key=lambda context: context.risk)
 
     def _contexts(self, messages: Sequence[str]) -> Iterator[RequestContext]:
-        found: list[list[int] | str] = []
-        for message in messages:
-            found += self.encoder.windows(message) or [message]
-        for piece in within(found, MOST):
-            vector = self.encoder.embed(piece) if isinstance(piece, str) else self.encoder.vector(piece)
+        for ids in self._read(messages):
+            vector = self.encoder.vector(ids)
             risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
             if not np.isfinite(risk):
                 risk = 1.0
             yield RequestContext(vector, risk, risk_bucket(risk, self.manifest.features))
+
+    def _read(self, messages: Sequence[str]) -> list[list[int]]:
+        """The windows that are read of all messages: of many the last few, and those whose words are the riskiest."""
+        found = [ids for message in messages for ids in self.encoder.windows(message)]
+        if self._ranks is None or len(found) <= MOST:
+            return within(found, MOST)
+        words = [step_ids(self.encoder.text(ids), REQUEST_FEATURES, str) for ids in found[:-_LAST]]
+        ranks = self._ranks.run(words)[:, 0]
+        chosen = sorted(np.argsort(-ranks, kind="stable")[: MOST - _LAST].tolist())
+        return [*(found[i] for i in chosen), *found[-_LAST:]]
 
     def score(
         self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
@@ -147,7 +160,8 @@ class Detector:
         vector = self.encoder.embed(asked.step)
         last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
         # What a long step says in its middle counts as well.
-        inside = map(self.encoder.vector, within(self.encoder.windows(asked.step), MOST_INSIDE))
+        windows = self.encoder.windows(asked.step)
+        inside = map(self.encoder.vector, within(windows, MOST_INSIDE) if len(windows) > 1 else ())
         scores = [float(self._run_head(v, last, asked.context.vector)[CUE]) for v in (vector, *inside)]
         return max(scores) if all(map(np.isfinite, scores)) else 1.0
 

@@ -54,11 +54,17 @@ class Encoder:
         return np.asarray(vectors[0], np.float32)
 
     def windows(self, text: str) -> list[list[int]]:
-        """Return the token windows of a text that is too long for one, [] for one that `embed` reads whole."""
-        if len(text) <= MAX_CHARS and len(self._tokenizer.encode(self._view(text)).ids) <= MAX_TOKENS:
-            return []
-        opening, *_, closing = self._tokenizer.encode("a").ids
-        return [[opening, *ids, closing] for ids in windows(units_of(text, self._inner), MAX_TOKENS - 2)]
+        """Return the token windows of a text: one, what `embed` reads, where the encoder takes it whole."""
+        whole = self._tokenizer.encode(self._view(text)).ids
+        if len(text) <= MAX_CHARS and len(whole) <= MAX_TOKENS:
+            return [whole]
+        found = windows(units_of(text, self._inner), MAX_TOKENS - 2)
+        return [[whole[0], *ids, whole[-1]] for ids in found] or [shorten(whole, MAX_TOKENS)]
+
+    def text(self, ids: list[int]) -> str:
+        """Return the words of a window."""
+        words: str = self._tokenizer.decode(ids)
+        return words
 
     def _inner(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(self._view(text), add_special_tokens=False).ids

@@ -43,10 +43,9 @@ def windows(units: Sequence[Ids], span: int) -> list[Ids]:
             found.append([i for unit in short[start:] for i in unit])
             return found
         found.append([i for unit in short[start:stop] for i in unit])
-        passed = 0
-        while start < stop and passed * 2 < size:
-            passed += len(short[start])
-            start += 1
+        passed, start = len(short[start]), start + 1
+        while start < stop and (passed + len(short[start])) * 2 <= size:
+            passed, start = passed + len(short[start]), start + 1
     return found
 
 
