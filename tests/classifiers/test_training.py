@@ -196,7 +196,7 @@ def test_vectors_survive_packing(tiny: Path) -> None:
 
 def test_the_artifact_is_whole(tiny: Path) -> None:
     manifest, files = load_files(tiny, "detector")
-    assert sorted(files) == [ENCODER_FILE, "first.onnx", GLOSSARY_FILE, "head.onnx", TOKENIZER_FILE]
+    assert sorted(files) == [ENCODER_FILE, "first.onnx", GLOSSARY_FILE, "head.onnx", REQUEST_FILE, TOKENIZER_FILE]
     assert manifest.version == version_of("detector", manifest.files)
     assert manifest.files[ENCODER_FILE] == hashlib.sha256((tiny / ENCODER_FILE).read_bytes()).hexdigest()
     assert manifest.metrics["recall_complying_traces"].rate == 1.0
