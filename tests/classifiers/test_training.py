@@ -18,7 +18,7 @@ from torch.nn import functional
 from classifiers.artifact import load_files, version_of
 from classifiers.build import encode_kept, finish, score_encoded
 from classifiers.corpus import Corpus
-from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, REQUEST_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores
