@@ -29,7 +29,7 @@ LOGITS = 8
 class NoDetector(Detector):
     """Every step scores 0: what is left is the adapter, the splitter and the monitor."""
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         """The least risky context."""
         return RequestContext(np.zeros(1, np.float32), 0.0, 0)
 

@@ -40,7 +40,7 @@ SAID = 1e6
 class FirstTier(Detector):
     """A detector whose first tier clears every step; the encoder is never asked."""
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         """The least risky context."""
         return RequestContext(np.zeros(1, np.float32), 0.0, 0)
 

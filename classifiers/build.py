@@ -4,8 +4,9 @@ thresholds on the validation part, measure on the frozen test part, write."""
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from classifiers.detector import (
     GLOSSARY_FILE,
     HEAD_FILE,
     REPLAY_FILE,
+    REQUEST_FILE,
     TOKENIZER_FILE,
     Detector,
     view_of,
@@ -29,7 +31,7 @@ from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact
 from classifiers.features import risk_bucket, step_ids
-from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier
+from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier, fit_request_tier
 from classifiers.gloss import pack_glossaries
 from classifiers.hashed import HashedModel
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, risks_of, score_traces
@@ -39,12 +41,15 @@ from classifiers.network import Heads, StepNetwork
 from classifiers.stats import Rate
 from classifiers.tune import TuneConfig, tune
 from classifiers.vectors import EncodedTrace, RiskVectors, encode_requests, encode_traces, pack, unpack
+from classifiers.wrapped import Wrapper, small_talk
 
 Say = Callable[[str], None]
 PARITY = 1e-4
 """Largest difference allowed between the heads in torch and in onnxruntime."""
 PUBLIC = frozenset({"star1", "ky295_advbench", "ky295_alpaca", "exaone45"})
 """Sources whose texts do not ship; their vectors do."""
+SHIPPED = frozenset({"pairs", "small_talk"})
+"""Sources of requests that ship as text."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,16 @@ class Material:
     risk: RiskVectors
     start: Heads | None = None
     """Heads to go on training from."""
+    wrapped: Sequence[EncodedTrace] = ()
+    """Copies of those that have their text, under wrapped requests: learned from, never measured."""
 
     def of(self, part: str) -> list[EncodedTrace]:
         """Traces of one part."""
         return [each for each in self.traces if each.part == part]
+
+    def shown(self, part: str) -> list[EncodedTrace]:
+        """Traces of one part and their wrapped copies."""
+        return [each for each in (*self.traces, *self.wrapped) if each.part == part]
 
 
 def tune_network(corpus: Corpus, base: Path, config: BuildConfig, tick: Callable[[int, int, str], None]) -> StepNetwork:
@@ -110,12 +121,23 @@ def encode_with(network: StepNetwork, corpus: Corpus, say: Say) -> Material:
     }
     say("training the first tier")
     files[FIRST_FILE] = fit_first_tier(corpus.part("train"), view_of(files))
-    traces, risk = _encode(files, corpus.traces, corpus.requests, say)
+    files[REQUEST_FILE] = fit_request_tier(_asked(corpus), view_of(files))
+    traces, risk, wrapped = _encode(files, corpus.traces, corpus.requests, say)
     public = [each for each in traces if each.trace.source in PUBLIC]
     if public:
-        shipped = np.array([row.source == "pairs" for row in corpus.requests], bool)
-        files[REPLAY_FILE] = pack(public, RiskVectors(risk.vectors[~shipped], risk.harmful[~shipped]))
-    return Material(files, traces, risk)
+        # Those after the requests themselves are wrapped.
+        known = [i for i, row in enumerate(corpus.requests) if row.source not in SHIPPED]
+        files[REPLAY_FILE] = pack(public, RiskVectors(risk.vectors[known], risk.harmful[known]))
+    return Material(files, traces, risk, None, wrapped)
+
+
+def _asked(corpus: Corpus) -> list[tuple[str, bool]]:
+    """All requests that are learned from, alone and wrapped, and whether each is harmful."""
+    train = corpus.part("train")
+    rows = [(trace.request, trace.kind == "harmful") for trace in train]
+    rows += [(row.request, row.label == "harmful") for row in corpus.requests]
+    wrapper, rng = Wrapper(train), random.Random(0)
+    return [*rows, *((wrapper.diluted(request, rng), harmful) for request, harmful in rows)]
 
 
 def encode_kept(source: Path, corpus: Corpus, say: Say) -> Material:
@@ -124,14 +146,15 @@ def encode_kept(source: Path, corpus: Corpus, say: Say) -> Material:
     known, asked = unpack(files[REPLAY_FILE]) if REPLAY_FILE in files else ([], None)
     ids = {each.trace.id for each in known}
     fresh = [trace for trace in corpus.traces if trace.id not in ids]
-    traces, risk = _encode(files, fresh, corpus.requests, say)
+    traces, risk, wrapped = _encode(files, fresh, corpus.requests, say)
     start = read_heads(files[HEAD_FILE])
-    return Material(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk), start)
+    return Material(dict(files), [*known, *traces], risk if asked is None else asked.joined(risk), start, wrapped)
 
 
 def _encode(
     files: dict[str, bytes], traces: Sequence[LabelledTrace], requests: Sequence[LabelledRequest], say: Say
-) -> tuple[list[EncodedTrace], RiskVectors]:
+) -> tuple[list[EncodedTrace], RiskVectors, list[EncodedTrace]]:
+    """Traces and requests as vectors, the requests once more wrapped, and the traces' wrapped copies."""
     encoder = Encoder(files[ENCODER_FILE], files[TOKENIZER_FILE], ENCODER_FILE, view_of(files))
     done = 0
 
@@ -142,12 +165,27 @@ def _encode(
             say(f"embedding traces, {done} of {len(traces)}")
 
     encoded = encode_traces(encoder, traces, tick)
+    wrapper, rng = Wrapper([each.trace for each in encoded if each.part == "train"]), random.Random(0)
+    copies = _wrapped(encoder, encoded, wrapper, rng)
     if not requests:
         width = len(encoder.embed("a"))
-        return encoded, RiskVectors(np.zeros((0, width), np.float32), np.zeros(0, np.float32))
+        return encoded, RiskVectors(np.zeros((0, width), np.float32), np.zeros(0, np.float32)), copies
     say(f"embedding {len(requests)} requests")
-    vectors = encode_requests(encoder, [row.request for row in requests])
-    return encoded, RiskVectors(vectors, np.array([row.label == "harmful" for row in requests], np.float32))
+    texts = [*(row.request for row in requests), *(wrapper.diluted(row.request, rng) for row in requests)]
+    harmful = np.array([row.label == "harmful" for row in (*requests, *requests)], np.float32)
+    return encoded, RiskVectors(encode_requests(encoder, texts), harmful), copies
+
+
+def _wrapped(
+    encoder: Encoder, traces: Sequence[EncodedTrace], wrapper: Wrapper, rng: random.Random
+) -> list[EncodedTrace]:
+    """Of each trace that is not measured a copy under a diluted request; of a benign one another under small talk."""
+    found: list[EncodedTrace] = []
+    for each in (each for each in traces if each.part != "test"):
+        requests = [wrapper.diluted(each.trace.request, rng)]
+        requests += [rng.choice(small_talk())] if each.trace.kind == "benign" else []
+        found += [replace(each, request=encoder.embed(request)) for request in requests]
+    return found
 
 
 def finish(
@@ -162,12 +200,12 @@ def finish(
 
     `heads` are those that were trained together with the encoder; without them new ones are trained on the vectors.
     """
-    train, validation = material.of("train"), material.of("val")
+    validation = material.of("val")
     if heads is None:
         say("training the heads")
         heads = fit_heads(
-            train,
-            validation,
+            material.shown("train"),
+            material.shown("val"),
             material.risk,
             config.heads,
             lambda n, of, what: say(f"heads, {n} of {of}: {what}"),

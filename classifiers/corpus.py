@@ -28,6 +28,7 @@ from classifiers.labels import (
     read_texts,
 )
 from classifiers.normalise import normalise
+from classifiers.wrapped import small_talk_requests
 
 Part = Literal["train", "val", "test"]
 PAIRS = Path(__file__).parent / "banks" / "request_pairs.jsonl"
@@ -111,7 +112,7 @@ def read_corpus(
         traces += [authored_trace(row, "own") for row in read_rows(path, AuthoredTrace, AUTHORED_EXAMPLE)]
     traces += reviewed
     measured = {normalise(trace.request) for trace in traces if part_of(trace) != "train"}
-    asked = [*read_requests(requests), *(pair_requests() if authored else ())]
+    asked = [*read_requests(requests), *([*pair_requests(), *small_talk_requests()] if authored else ())]
     return Corpus(traces, [row for row in asked if normalise(row.request) not in measured], dict(missing))
 
 

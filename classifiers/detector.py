@@ -5,7 +5,7 @@ Two tiers. The first, hashed and linear, clears steps that are no cue whatever t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,24 @@ import numpy.typing as npt
 
 from classifiers.artifact import Manifest, file_of, load_files, session
 from classifiers.encoder import Encoder, Vector
-from classifiers.features import risk_bucket, step_ids
+from classifiers.features import REQUEST_FEATURES, risk_bucket, step_ids
 from classifiers.gloss import Glossaries
 from classifiers.hashed import HashedModel
 from classifiers.normalise import normalise
+from classifiers.windows import MOST, within
 from guard.errors import UserError
 
 DEFAULT = Path(__file__).parent / "default"
 ENCODER_FILE, HEAD_FILE, FIRST_FILE, TOKENIZER_FILE = "encoder.onnx", "head.onnx", "first.onnx", "tokenizer.json"
 GLOSSARY_FILE = "glossary.tsv.gz"
+REQUEST_FILE = "request.onnx"
+"""What ranks the windows of a long prompt; an artifact without it reads the first and the last."""
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
+MOST_INSIDE = 6
+"""Windows of one step: a step has a hundred of the model's tokens, and the encoder's are seldom twice as many."""
+_LAST = 4
+"""Windows at a prompt's end that are always read."""
 CUE, RISK = 0, 1
 """Columns of the head's output."""
 
@@ -73,6 +80,8 @@ class Detector:
         )  # fmt: skip
         self._head = session(file_of(files, HEAD_FILE, path), str(path / HEAD_FILE))
         self._first = HashedModel(file_of(files, FIRST_FILE, path), str(path / FIRST_FILE))
+        ranks = files.get(REQUEST_FILE)
+        self._ranks = None if ranks is None else HashedModel(ranks, str(path / REQUEST_FILE))
 
     @classmethod
     def load(cls, path: Path | None = None) -> Detector:
@@ -80,13 +89,32 @@ class Detector:
         path = path or DEFAULT
         return cls(*load_files(path, "detector"), path)
 
-    def request(self, request: str) -> RequestContext:
-        """Return the context that this request's steps are scored in; compute it once per request."""
-        vector = self.encoder.embed(request)
-        risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
-        if not np.isfinite(risk):
-            risk = 1.0
-        return RequestContext(vector, risk, risk_bucket(risk, self.manifest.features))
+    def request(self, *messages: str) -> RequestContext:
+        """Return the context that a request's steps are scored in; compute it once per request.
+
+        `messages` are all that the model was given, oldest first (`guard.prompt.PromptReader.messages`). The riskiest
+        of them counts, and of a long one the riskiest window: otherwise who asks could choose what the steps are
+        measured by.
+        """
+        return max(self._contexts(messages or ("",)), key=lambda context: context.risk)
+
+    def _contexts(self, messages: Sequence[str]) -> Iterator[RequestContext]:
+        for ids in self._read(messages):
+            vector = self.encoder.vector(ids)
+            risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
+            if not np.isfinite(risk):
+                risk = 1.0
+            yield RequestContext(vector, risk, risk_bucket(risk, self.manifest.features))
+
+    def _read(self, messages: Sequence[str]) -> list[list[int]]:
+        """The windows that are read of all messages: of many the last few, and those whose words are the riskiest."""
+        found = [ids for message in messages for ids in self.encoder.windows(message)]
+        if self._ranks is None or len(found) <= MOST:
+            return within(found, MOST)
+        words = [step_ids(self.encoder.text(ids), REQUEST_FEATURES, str) for ids in found[:-_LAST]]
+        ranks = self._ranks.run(words)[:, 0]
+        chosen = sorted(np.argsort(-ranks, kind="stable")[: MOST - _LAST].tolist())
+        return [*(found[i] for i in chosen), *found[-_LAST:]]
 
     def score(
         self, context: RequestContext, steps: Sequence[str], previous: str = "", *, first_tier: bool = True
@@ -131,8 +159,11 @@ class Detector:
             return self.manifest.cleared_score[bucket]
         vector = self.encoder.embed(asked.step)
         last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
-        score = float(self._run_head(vector, last, asked.context.vector)[CUE])
-        return score if np.isfinite(score) else 1.0
+        # What a long step says in its middle counts as well.
+        windows = self.encoder.windows(asked.step)
+        inside = map(self.encoder.vector, within(windows, MOST_INSIDE) if len(windows) > 1 else ())
+        scores = [float(self._run_head(v, last, asked.context.vector)[CUE]) for v in (vector, *inside)]
+        return max(scores) if all(map(np.isfinite, scores)) else 1.0
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:
         feed = {"step": step[None], "previous": previous[None], "request": request[None]}

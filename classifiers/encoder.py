@@ -14,11 +14,12 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from classifiers.artifact import session
-from classifiers.normalise import normalise
+from classifiers.normalise import MAX_CHARS, normalise
+from classifiers.windows import units_of, windows
 
 Vector = npt.NDArray[np.float32]
 MAX_TOKENS = 64
-"""Of a step or a request; a longer text keeps its beginning and its end."""
+"""Of a text that becomes one vector; a longer one keeps its beginning and its end, and has `windows`."""
 CACHED = 4096
 
 
@@ -41,13 +42,33 @@ class Encoder:
         if known is not None:
             self._cache.move_to_end(view)
             return known
-        ids = shorten(self._tokenizer.encode(view).ids, MAX_TOKENS)
-        (vectors,) = self._session.run(["vector"], {"ids": np.array([ids], np.int64)})
-        vector = np.asarray(vectors[0], np.float32)
+        vector = self.vector(shorten(self._tokenizer.encode(view).ids, MAX_TOKENS))
         self._cache[view] = vector
         if len(self._cache) > CACHED:
             self._cache.popitem(last=False)
         return vector
+
+    def vector(self, ids: list[int]) -> Vector:
+        """Return the vector [width] of token ids, the opening and the closing one included."""
+        (vectors,) = self._session.run(["vector"], {"ids": np.array([ids], np.int64)})
+        return np.asarray(vectors[0], np.float32)
+
+    def windows(self, text: str) -> list[list[int]]:
+        """Return the token windows of a text: one, what `embed` reads, where the encoder takes it whole."""
+        whole = self._tokenizer.encode(self._view(text)).ids
+        if len(text) <= MAX_CHARS and len(whole) <= MAX_TOKENS:
+            return [whole]
+        found = windows(units_of(text, self._inner), MAX_TOKENS - 2)
+        return [[whole[0], *ids, whole[-1]] for ids in found] or [shorten(whole, MAX_TOKENS)]
+
+    def text(self, ids: list[int]) -> str:
+        """Return the words of a window."""
+        words: str = self._tokenizer.decode(ids)
+        return words
+
+    def _inner(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(self._view(text), add_special_tokens=False).ids
+        return ids
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has, without those that open and close it."""

@@ -42,6 +42,10 @@ class FeatureConfig(BaseModel):
     """Where the request's risk is cut into buckets."""
 
 
+REQUEST_FEATURES = FeatureConfig(table_size=2**14)
+"""Of what ranks the windows of a long prompt."""
+
+
 def words_of(text: str, limit: int) -> list[str]:
     """Split a normalised text into at most `limit` words; a Chinese or Japanese character is a word of its own."""
     return _WORD.findall(text)[:limit]

@@ -1,4 +1,5 @@
-"""The first tier: a linear model over a step's hashed words that clears what is no cue whatever was asked."""
+"""The first tier: linear models over hashed words. One clears steps that are no cue whatever was asked, one ranks the
+windows of a long prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from classifiers.export import build_graph
-from classifiers.features import FeatureConfig, step_ids
+from classifiers.features import REQUEST_FEATURES, FeatureConfig, step_ids
 from classifiers.labels import LabelledTrace
 from classifiers.linear import Floats, fit_head, plain
 
@@ -40,6 +41,18 @@ def fit_first_tier(traces: Sequence[LabelledTrace], view: Callable[[str], str]) 
         FIRST_FEATURES.table_size,
         "first tier's cue",
     ).snapped()
+    return build_graph(head.weights[:, None], np.array([head.bias]), weighted=False)
+
+
+def fit_request_tier(requests: Sequence[tuple[str, bool]], view: Callable[[str], str]) -> bytes:
+    """Return the ONNX model that ranks the windows of a long prompt by how harmful their words are, trained on requests
+    and whether each is harmful."""
+    rows = [(step_ids(request, REQUEST_FEATURES, view), harmful) for request, harmful in requests]
+    rows = [(ids, harmful) for ids, harmful in rows if ids]
+    head = fit_head(
+        plain(ids for ids, _ in rows), [harmful for _, harmful in rows], [1.0] * len(rows), STRENGTH,
+        REQUEST_FEATURES.table_size, "a request's harm",
+    ).snapped()  # fmt: skip
     return build_graph(head.weights[:, None], np.array([head.bias]), weighted=False)
 
 

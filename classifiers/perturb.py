@@ -73,6 +73,22 @@ def _diluted(trace: LabelledTrace, rng: random.Random) -> LabelledTrace:
     return replace(trace, steps=tuple(steps), labels=tuple(labels))  # type: ignore[arg-type]
 
 
+def _asked_among(before: int, after: int) -> Callable[[LabelledTrace, random.Random], LabelledTrace]:
+    """The request with harmless sentences before and after it."""
+
+    def change(trace: LabelledTrace, rng: random.Random) -> LabelledTrace:
+        around = [" ".join(rng.choices(_CALM, k=count)) for count in (before, after)]
+        return replace(trace, request=f"{around[0]} {trace.request} {around[1]}")
+
+    return change
+
+
+def _inside(text: str, rng: random.Random) -> str:
+    """A step in the middle of a long sentence."""
+    calm = [", and ".join(each[:-1].lower() for each in rng.sample(_CALM, 4)) for _ in range(2)]
+    return f"{calm[0]}, and {text.rstrip('.')}, and {calm[1]}."
+
+
 ATTACKS: dict[str, Callable[[LabelledTrace, random.Random], LabelledTrace]] = {
     "capitals": _each(lambda text, _: text.upper()),
     "zero-width": _each(lambda text, _: "\u200b".join(text)),
@@ -83,6 +99,9 @@ ATTACKS: dict[str, Callable[[LabelledTrace, random.Random], LabelledTrace]] = {
     "claim of safety": _each(lambda text, _: f"{text} {_CLAIM}"),
     "dilution within steps": _each(lambda text, rng: f"{rng.choice(_CALM)[:-1]}, and {text}"),
     "dilution between steps": _diluted,
+    "cue inside a long step": _each(_inside),
+    "request among others": _asked_among(2, 1),
+    "request in a long prompt": _asked_among(60, 30),
 }
 
 

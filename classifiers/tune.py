@@ -21,6 +21,7 @@ from classifiers.data import LabelledRequest
 from classifiers.labels import Kind, LabelledTrace
 from classifiers.network import StepNetwork
 from classifiers.vectors import LABELS
+from classifiers.wrapped import Wrapper
 
 Tick = Callable[[int, int, str], None]
 """Called with (done, total, what it says) as training goes on."""
@@ -79,14 +80,17 @@ def tune(
         raise ValueError("fine-tuning needs labelled traces")
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
-    network = StepNetwork(base, config.frozen_layers)
+    network, wrapper = StepNetwork(base, config.frozen_layers), Wrapper(traces)
     optimiser, schedule, total = _optimiser(network, len(_windows(traces, config, rng)), config)
     best, kept, done = float("-inf"), copy.deepcopy(network.state_dict()), 0
     for epoch in range(config.epochs):
         network.learning()
         windows = _windows(traces, config, rng)
         for start in range(0, len(windows), config.traces):
-            loss = _loss(network, windows[start : start + config.traces], requests, config, rng)
+            shown = [(wrapper.shown(trace, rng), a, b) for trace, a, b in windows[start : start + config.traces]]
+            drawn = rng.sample(requests, min(config.requests, len(requests)))
+            asked = [(wrapper.asked(row, rng), float(row.label == "harmful")) for row in drawn]
+            loss = _loss(network, shown, asked, config.cue_weight, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -133,11 +137,11 @@ def _windows(traces: Sequence[LabelledTrace], config: TuneConfig, rng: random.Ra
 def _loss(
     network: StepNetwork,
     windows: Sequence[Window],
-    requests: Sequence[LabelledRequest],
-    config: TuneConfig,
+    drawn: Sequence[tuple[str, float]],
+    cue_weight: float,
     rng: random.Random,
 ) -> Tensor:
-    drawn = rng.sample(requests, min(config.requests, len(requests)))
+    """`drawn`: further requests and their risks."""
     texts: list[str] = []
     here: list[int] = []
     before: list[int] = []
@@ -150,13 +154,13 @@ def _loss(
                 before.append(len(texts) - 2 if index else -1)
                 owner.append(number)
     vectors = network.embed(texts)
-    asked = network.embed([trace.request for trace, _, _ in windows] + [row.request for row in drawn])
+    asked = network.embed([trace.request for trace, _, _ in windows] + [request for request, _ in drawn])
     previous = torch.cat([vectors, torch.zeros_like(vectors[:1])])[before]
     logits = network.heads.step_logits(vectors[here], previous, asked[owner])
-    risky = [RISKY[trace.kind] for trace, _, _ in windows] + [float(row.label == "harmful") for row in drawn]
+    risky = [RISKY[trace.kind] for trace, _, _ in windows] + [risk for _, risk in drawn]
     risk = functional.binary_cross_entropy_with_logits(network.heads.request_logits(asked), torch.tensor(risky))
     peaks = peak_loss(logits, torch.tensor(owner), windows)
-    return step_loss(logits, windows, config.cue_weight) + RISK_SHARE * risk + PEAK_SHARE * peaks
+    return step_loss(logits, windows, cue_weight) + RISK_SHARE * risk + PEAK_SHARE * peaks
 
 
 def peak_loss(logits: Tensor, owner: Tensor, windows: Sequence[Window]) -> Tensor:

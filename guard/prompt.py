@@ -6,6 +6,7 @@ sentinel, so any template works; text that merely spells a marker changes nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from guard.zones import ZoneGrammar, ZoneReader
 
 _SENTINEL = "zqxsentinelxqz"
 _MAX_REQUEST_TOKENS = 2048
+_MAX_READ_TOKENS = 8192
+_ROLE = re.compile(r"\A\s*[A-Za-z_]{2,12}\s*(?:\n|\Z)")
 
 
 class ChatTokenizer(Protocol):
@@ -65,6 +68,23 @@ class PromptReader:
         end = _find(ids, self.closer, begin)
         body = ids[begin : end if end >= 0 else len(ids)]
         return self.table.text(body[-_MAX_REQUEST_TOKENS:]).strip()
+
+    def messages(self, prompt: Sequence[int]) -> list[str]:
+        """Every message of a prompt, the oldest first, whoever says it; of a long prompt the beginning and the end.
+
+        What stands between two markers is one; a role's name before a line break, or alone, is none.
+        """
+        ids = list(prompt)
+        if len(ids) > _MAX_READ_TOKENS:
+            ids = [*ids[:_MAX_REQUEST_TOKENS], *ids[_MAX_REQUEST_TOKENS - _MAX_READ_TOKENS :]]
+        runs: list[list[int]] = [[]]
+        for token in ids:
+            if token in self.table.markers:
+                runs.append([])
+            else:
+                runs[-1].append(token)
+        texts = [self.table.text(run).strip() for run in runs]
+        return [said for text in texts if (said := _ROLE.sub("", text).strip())] or [text for text in texts if text]
 
     def restored(self, trace: Trace) -> Trace:
         """The trace with its request, which is read from the prompt where `log_content: ids` kept no text."""

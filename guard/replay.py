@@ -34,12 +34,14 @@ PROBE = "probe"
 
 
 class Replayer:
-    """Drives monitors over traces with one detector; keeps one request context per request text."""
+    """Drives monitors over traces with one detector; keeps one request context per prompt."""
 
     def __init__(self, runtime: GuardRuntime, reader: PromptReader) -> None:
         self._runtime, self._reader = runtime, reader
         self._shadow = dataclasses.replace(runtime, policy=runtime.policy.model_copy(update={"shadow": True}))
-        self._contexts: dict[str, RequestContext] = {}
+        self._contexts: dict[tuple[str, ...], RequestContext] = {}
+        self._messages: tuple[str, ...] = ()
+        """Of the trace under way."""
 
     def exact(self, trace: Trace) -> StepMonitor:
         """The finished monitor that decided the recorded ids again, as the engine drives it."""
@@ -89,15 +91,16 @@ class Replayer:
 
     def _open(self, runtime: GuardRuntime, trace: Trace, mode: Mode) -> StepMonitor:
         zones = self._reader.zones(trace.prompt_ids)
+        self._messages = tuple(self._reader.messages(trace.prompt_ids))
         return StepMonitor(runtime, trace.request, zones=zones, guard_id=trace.guard_id, mode=mode)
 
     def _decide(self, watcher: StepMonitor) -> None:
         if (step := watcher.pending) is None:
             return
-        detector, request = self._runtime.detector, watcher.request
-        if request not in self._contexts:
-            self._contexts[request] = detector.request(request)
-        watcher.decide(float(detector.score(self._contexts[request], [step.text], watcher.previous)[0]))
+        detector, asked = self._runtime.detector, self._messages
+        if asked not in self._contexts:
+            self._contexts[asked] = detector.request(*asked)
+        watcher.decide(float(detector.score(self._contexts[asked], [step.text], watcher.previous)[0]))
 
     def _finish(self, watcher: StepMonitor) -> StepMonitor:
         watcher.finish()

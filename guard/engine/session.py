@@ -214,7 +214,7 @@ class EngineGuard:
         context, asked, zones = None, "", runtime.zones(runtime.policy.zones[0])
         try:
             asked, zones = self._reader.request(prompt), self._reader.zones(prompt)
-            context = runtime.detector.request(asked)
+            context = runtime.detector.request(*self._reader.messages(prompt))
         except Exception as error:  # noqa: BLE001 - nothing may reach the engine
             broken.append(f"request: {type(error).__name__}: {error}")
         if is_probe:

@@ -74,13 +74,14 @@ class HeldExchange:
             message = f"The prompt holds {len(self._prompt)} tokens, and the engine takes {longest} in all."
             raise ApiError(400, "engine_refused", message, param="messages" if "messages" in body else "prompt")
         # Special tokens are broken up in every message and refused in a raw prompt: marks are the template's own.
-        zones = PromptReader(runtime.table, runtime.grammar, (), ()).zones(self._prompt)
+        reader = PromptReader(runtime.table, runtime.grammar, (), ())
+        zones = reader.zones(self._prompt)
         self._speech = Speech(runtime.table, zones.copy())
         engine = ENGINE if self.sidecar.upstreams is None else ALONE
         monitor = StepMonitor(
             runtime, self._request, zones=zones, guard_id=self.guard_id, engine=engine, mode="substitute"
         )
-        self._scorer = await Scorer.read(runtime, monitor, self._request)
+        self._scorer = await Scorer.read(runtime, monitor, reader.messages(self._prompt))
         self._output = Substitution(monitor, self._prompt, limit, runtime.eos, self._go_on, self._scorer.score)
 
     async def unary(self) -> Response:

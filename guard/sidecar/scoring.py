@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
 
@@ -21,11 +22,11 @@ class Scorer:
         """What the request has waited so far, for a thread too."""
 
     @classmethod
-    async def read(cls, runtime: GuardRuntime, monitor: StepMonitor, request: str) -> Scorer:
-        """Reads the request once, for all of its steps."""
+    async def read(cls, runtime: GuardRuntime, monitor: StepMonitor, messages: Sequence[str]) -> Scorer:
+        """Reads the request, all messages of its prompt, once for all of its steps."""
         began, context = time.perf_counter_ns(), None
         try:
-            context = await run_in_threadpool(runtime.detector.request, request)
+            context = await run_in_threadpool(runtime.detector.request, *messages)
         except Exception as error:  # noqa: BLE001 - the policy's fail mode answers it, step by step
             monitor.fail(f"request: {type(error).__name__}: {error}")
         return cls(runtime, context, us_since(began))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from classifiers.artifact import load_files, version_of
 from classifiers.build import encode_kept, finish, score_encoded
 from classifiers.corpus import Corpus
-from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, TOKENIZER_FILE, Detector
+from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, REQUEST_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores
@@ -196,7 +196,7 @@ def test_vectors_survive_packing(tiny: Path) -> None:
 
 def test_the_artifact_is_whole(tiny: Path) -> None:
     manifest, files = load_files(tiny, "detector")
-    assert sorted(files) == [ENCODER_FILE, "first.onnx", GLOSSARY_FILE, "head.onnx", TOKENIZER_FILE]
+    assert sorted(files) == [ENCODER_FILE, "first.onnx", GLOSSARY_FILE, "head.onnx", REQUEST_FILE, TOKENIZER_FILE]
     assert manifest.version == version_of("detector", manifest.files)
     assert manifest.files[ENCODER_FILE] == hashlib.sha256((tiny / ENCODER_FILE).read_bytes()).hexdigest()
     assert manifest.metrics["recall_complying_traces"].rate == 1.0

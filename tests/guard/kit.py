@@ -77,7 +77,7 @@ class WordDetector(Detector):
         self.version = "words-1"
         self.threshold = 0.5
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         return RequestContext(np.zeros(1, np.float32), 0.5, 0)
 
     def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:

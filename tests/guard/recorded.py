@@ -40,8 +40,8 @@ TEMPLATE = (
 class ContextDetector(kit.WordDetector):
     """A score that takes every value from 0 to 1 and hangs on the request, the step and what came before it."""
 
-    def request(self, request: str) -> RequestContext:
-        return RequestContext(np.array([crc32(request.encode())], np.float32), 0.5, 0)
+    def request(self, *messages: str) -> RequestContext:
+        return RequestContext(np.array([crc32("\x00".join(messages).encode())], np.float32), 0.5, 0)
 
     def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
         texts = [f"{each.context.vector}\x00{each.previous}\x00{each.step}" for each in asked]

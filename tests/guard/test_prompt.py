@@ -195,3 +195,38 @@ def test_a_template_that_refuses_assistant_turns_still_works() -> None:
     )
     tokenizer = chat(kit.byte_level(WORDS), strict)
     assert reader(tokenizer).request(prompt(tokenizer, ("user", FIRST))) == FIRST
+
+
+@pytest.mark.parametrize("name", [*CHATS])
+def test_every_message_is_read_without_its_role(name: str) -> None:
+    tokenizer, _ = CHATS[name]
+    ids = prompt(tokenizer, ("user", FIRST), ("assistant", REPLY), ("user", SECOND))
+    assert reader(tokenizer).messages(ids) == [FIRST, REPLY, SECOND]
+
+
+def test_a_system_message_and_a_tools_reply_are_read() -> None:
+    tokenizer = chatml()
+    ids = prompt(tokenizer, ("system", "Be nice."), ("user", FIRST), ("tool", '{"ok": true}'))
+    assert reader(tokenizer).messages(ids) == ["Be nice.", FIRST, '{"ok": true}']
+
+
+def test_a_message_of_one_word_is_read_where_there_is_no_other() -> None:
+    tokenizer = chatml()
+    assert reader(tokenizer).messages(prompt(tokenizer, ("user", "Thanks"))) == ["Thanks"]
+    assert reader(tokenizer).messages([]) == []
+
+
+def test_a_raw_prompt_is_one_message() -> None:
+    tokenizer = chat(kit.byte_level(WORDS), None)
+    ids = tokenizer.encode(f"{FIRST} {REPLY}", add_special_tokens=False)
+    assert reader(tokenizer).messages(ids) == [f"{FIRST} {REPLY}"]
+
+
+def test_of_a_prompt_without_end_beginning_and_end_are_read() -> None:
+    tokenizer = chatml()
+    flour = tokenizer.encode(" flour", add_special_tokens=False)
+    ids = [*tokenizer.encode(FIRST, add_special_tokens=False), *flour * 9000, *tokenizer.encode(SECOND)]
+    (found,) = reader(tokenizer).messages(ids)
+    assert found.startswith(FIRST)
+    assert found.endswith(SECOND)
+    assert len(tokenizer.encode(found)) < 8300

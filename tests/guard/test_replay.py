@@ -221,9 +221,9 @@ def test_a_request_is_read_once_by_the_detector() -> None:
     asked: list[str] = []
 
     class Asked(kit.WordDetector):
-        def request(self, request: str) -> RequestContext:
-            asked.append(request)
-            return super().request(request)
+        def request(self, *messages: str) -> RequestContext:
+            asked.extend(messages)
+            return super().request(*messages)
 
     traces = [live(CALM + CUE, request=request) for request in ("car", "bread", "car")]
     replay(traces, dataclasses.replace(kit.runtime(ONE), detector=Asked()), reader())

@@ -55,10 +55,10 @@ class Faulty(kit.WordDetector):
         super().__init__()
         self.fault, self.context = fault, context
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         if self.context:
             raise RuntimeError("no context")
-        return super().request(request)
+        return super().request(*messages)
 
     def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
         found = super().score_batch(asked)

@@ -135,9 +135,9 @@ def test_a_full_step_is_cut_where_it_would_be_token_by_token() -> None:
 class Slow(kit.WordDetector):
     """Takes 20 ms for a request and for a batch."""
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         time.sleep(0.02)
-        return super().request(request)
+        return super().request(*messages)
 
     def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
         time.sleep(0.02)

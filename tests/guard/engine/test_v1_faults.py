@@ -35,7 +35,7 @@ class Failing(Detector):
         self.version, self.threshold = "failing", 0.5
         self._fault = fault
 
-    def request(self, request: str) -> RequestContext:
+    def request(self, *messages: str) -> RequestContext:
         if self._fault == "request":
             raise MemoryError("no context")
         return RequestContext(np.zeros(1, np.float32), 1.0, 0)

@@ -174,7 +174,7 @@ def test_an_engine_that_does_not_go_on_from_a_trigger_is_not_proven(
             await client.close()
 
     class Broken(type(runtime.detector)):  # type: ignore[misc]
-        def request(self, request: str) -> Any:
+        def request(self, *messages: str) -> Any:
             raise ValueError("torn")
 
     with running(engine.app()) as url:
