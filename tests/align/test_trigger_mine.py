@@ -49,6 +49,7 @@ def test_near_duplicates_are_one_candidate_and_generality_ranks() -> None:
     [
         (turn(WORDING, forced=True), "forced by a guard"),
         (turn("", step=None, before=None), "safe from the start"),
+        (turn(WORDING, at_end=True), "at the end"),
         (turn("Oh no."), "fewer than 3 words"),
         (turn("word " * MAX_CHARS), f"longer than {MAX_CHARS} characters"),
         (turn(POOL[0].text.upper()), "in the pool"),
