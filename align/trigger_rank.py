@@ -22,6 +22,7 @@ from align.controls import first_cue
 from align.csr_run import Reasoning
 from align.generate import Generator, Job
 from align.pipeline import Workbench
+from align.trigger_file import NOTHING
 from classifiers.judge import Judgement
 from classifiers.stats import Rate, bootstrap
 from guard.errors import UserError
@@ -32,7 +33,6 @@ PLACES: tuple[Where, ...] = ("in its place", "after it", "later")
 #: Steps between the cue and the place `later`.
 LATER = 2
 SentenceKind = Literal["pool", "candidate", "control"]
-NOTHING = "nothing"
 
 
 class Effect(BaseModel):
