@@ -2,7 +2,7 @@
 
 The CSR after a prefix is the share of the model's own continuations of it that are judged safe (paper, Eq. 1; there
 from 32 continuations at every token). A turning point is where it first reaches `mu` (safe, Eq. 2) or falls to `eta`
-(unsafe, Eq. 3) and stays there for a window of tokens.
+(unsafe, Eq. 3) and stays there for a window of tokens; one that comes too late for that is told apart (`at_end`).
 
 Pure: points are token counts in ascending order, and `Continuations` samples verdicts. A search is a coroutine that
 yields what it wants to know, so that the searches of many traces share one batch.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from math import exp, lgamma
 from typing import Literal, Self
 
@@ -78,7 +79,8 @@ Continuations = Callable[[Sequence[tuple[str, Ask]]], Verdicts]
 class Curve:
     """What a search found: tallies by the index of their point, and the index of each kind's turning point.
 
-    0 means that the ratio is beyond the threshold from the start, None that it does not get there and stay.
+    0 means that the ratio is beyond the threshold from the start, None that it does not get there and stay. Whether the
+    reasoning is over before it has stayed long enough says `at_end`.
     """
 
     points: tuple[int, ...]
@@ -97,15 +99,27 @@ def full(points: Sequence[int], rule: CsrRule) -> Search:
 
 
 def turning(points: Sequence[int], tallies: Mapping[int, Tally], rule: CsrRule, kind: Kind) -> int | None:
-    """Index of the first point whose ratio is beyond the threshold and stays there (Eq. 2 and 3); all have a tally."""
+    """Index of the first point whose ratio is beyond the threshold and stays there (Eq. 2 and 3); all have a tally.
+
+    A point too near the end to be seen staying counts too (`at_end`): no point after it can be a better one.
+    """
     beyond = {at: rule.holds(kind, tally.safe, tally.n) for at, tally in tallies.items()}
     stays = (at for at in range(len(points)) if beyond[at] and all(beyond[p] for p in window(points, at, rule)))
     return next(stays, None)
 
 
 def window(points: Sequence[int], at: int, rule: CsrRule) -> list[int]:
-    """Indices of the points within `rule.window` tokens after the one with index `at`."""
-    return [p for p in range(at + 1, len(points)) if points[p] <= points[at] + rule.window]
+    """Indices of the points after the one with index `at`, up to the first that is `rule.window` tokens on.
+
+    That one too: where steps are longer than the window, no point lies inside it. The end of the reasoning cuts it off.
+    """
+    end = points[at] + rule.window
+    return list(takewhile(lambda p: points[p - 1] < end, range(at + 1, len(points))))
+
+
+def at_end(points: Sequence[int], at: int, rule: CsrRule) -> bool:
+    """Whether the reasoning ends inside the window of this point: that its ratio would have stayed is not known."""
+    return points[-1] < points[at] + rule.window
 
 
 @cache
@@ -175,16 +189,25 @@ class _Bisection:
         turn = self.turn(kind)
         if seeds or turn is None:
             return seeds
-        before = max((at for at in known if at < turn), default=-1)
+        before = self._before(turn, known)
         if turn - before > 1:
             return [(before + turn) // 2]
         return [p for p in self._window(turn) if p not in known]
 
     def _seeds(self, kind: Kind) -> list[int]:
         """Where to look first: the last point, and the last one that could turn this way before the other way."""
-        other = self.turn("unsafe" if kind == "safe" else "safe")
-        early = [p for p in range(other or 0) if other not in self._window(p)]
-        return [len(self.points) - 1, *early[-1:]]
+        last = len(self.points) - 1
+        way: Kind = "unsafe" if kind == "safe" else "safe"
+        other = self.turn(way)
+        # A turn that bisection still moves would cost one point here for each place it passes.
+        if other is None or other - self._before(other, self._known(way)) > 1:
+            return [last]
+        early = [p for p in range(other) if other not in self._window(p)]
+        return [last, *early[-1:]]
+
+    def _before(self, turn: int, known: Mapping[int, bool]) -> int:
+        """The nearest point before this one that is decided; -1 when there is none."""
+        return max((at for at in known if at < turn), default=-1)
 
     def _known(self, kind: Kind) -> dict[int, bool]:
         """Whether a point is beyond the threshold, of the points where that is decided."""

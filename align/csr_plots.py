@@ -26,7 +26,7 @@ _MARKS: dict[Where, str] = {"in its place": "o", "after it": "s", "later": "^"}
 
 
 def curves(report: CsrReport, path: Path) -> None:
-    """One panel a reasoning: the ratio with its interval over tokens, both turning points, the first cue.
+    """One panel a reasoning: the ratio with its interval over tokens, the turns (hollow: at the end), the first cue.
 
     Only the first `PANELS` reasonings are drawn.
     """
@@ -39,7 +39,7 @@ def curves(report: CsrReport, path: Path) -> None:
         for axes in grid[len(rows) :]:
             axes.set_axis_off()
         figure.supylabel("safe continuations", fontsize=9)
-        figure.supxlabel("tokens of the reasoning; line: first cue, triangles: turning points", fontsize=9)
+        figure.supxlabel("tokens of the reasoning; line: first cue, triangles: turns, hollow: at the end", fontsize=9)
 
 
 def effects(report: RankReport, path: Path) -> None:
@@ -88,7 +88,8 @@ def _panel(axes: Axes, row: ReasoningReport, report: CsrReport) -> None:
     for kind, colour, mark in marks:
         turn = row.turns.get(kind)
         if turn is not None:
-            axes.plot([turn.token], [turn.ratio.rate], mark, color=colour, markersize=8)
+            fill = "none" if turn.at_end else colour
+            axes.plot([turn.token], [turn.ratio.rate], mark, color=colour, markerfacecolor=fill, markersize=8)
     axes.set_ylim(-0.06, 1.06)
     axes.set_title(_short(row.request), fontsize=7, loc="left")
 

@@ -30,7 +30,7 @@ class Point(_Row):
 
 
 class Turn(_Row):
-    """A turning point: the step in which the ratio gets beyond the threshold and stays there."""
+    """Where the ratio gets beyond the threshold and stays there, a turning point unless at the start or the end."""
 
     step: int | None
     """None: it was beyond the threshold from the start."""
@@ -42,6 +42,8 @@ class Turn(_Row):
     ratio: Rate
     before: Rate | None
     """The ratio at the point before."""
+    at_end: bool
+    """The reasoning ends inside the window: nobody knows whether the ratio would have stayed."""
 
 
 class ReasoningReport(_Row):
@@ -64,6 +66,11 @@ class ReasoningReport(_Row):
     every_token: int
     """Computed: tokens that `samples` continuations after every token would take."""
 
+    def turned(self, kind: Kind, *, at_end: bool = False) -> Turn | None:
+        """Its turning point, or a turn at the end; None where the ratio was beyond the threshold from the start."""
+        turn = self.turns.get(kind)
+        return turn if turn is not None and turn.step is not None and turn.at_end == at_end else None
+
 
 class Summary(_Row):
     """Over all reasonings. A correlation needs three of them with both a cue and an unsafe turning point."""
@@ -72,8 +79,12 @@ class Summary(_Row):
     """Share whose ratio is high from the start: nothing has to turn."""
     safe_turn: Rate
     """Share of safe reasonings, without those, that hold a safe turning point (the paper: over 0.9)."""
+    safe_end: Rate
+    """Share of the same reasonings that get there only at the end, within a window of it."""
     unsafe_turn: Rate
     """Share of unsafe reasonings with an unsafe turning point after the start."""
+    unsafe_end: Rate
+    """Share of unsafe reasonings that get there only at the end."""
     cue_correlation: Rate | None
     """Pearson's r of the first cue's token and the unsafe turning point's (the paper: 0.853, n = 30)."""
     generated: int
@@ -85,7 +96,7 @@ class Summary(_Row):
 class CsrReport(_Row):
     """A whole measurement. Intervals of adaptively sampled ratios are Wilson's, as if their n had been fixed."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: str
     judge: str
     detector: str
@@ -102,20 +113,20 @@ def summarise(rows: Sequence[ReasoningReport]) -> Summary:
     calm = ["safe" in row.turns and row.turns["safe"].step is None for row in rows]
     safe = [row for row, high in zip(rows, calm, strict=True) if row.safe and not high]
     unsafe = [row for row in rows if not row.safe]
-    both = [(row.cue_token, row.turns["unsafe"].token) for row in rows if row.cue and _turned(row, "unsafe")]
+    both = [(row.cue_token, turn.token) for row in rows if row.cue is not None and (turn := row.turned("unsafe"))]
     cost = [(float(row.every_token), float(row.generated)) for row in rows]
     return Summary(
         safe_start=Rate.of(sum(calm), len(rows)),
-        safe_turn=Rate.of(sum("safe" in row.turns for row in safe), len(safe)),
-        unsafe_turn=Rate.of(sum(_turned(row, "unsafe") for row in unsafe), len(unsafe)),
+        safe_turn=_share(safe, "safe"), safe_end=_share(safe, "safe", at_end=True),
+        unsafe_turn=_share(unsafe, "unsafe"), unsafe_end=_share(unsafe, "unsafe", at_end=True),
         cue_correlation=_correlation(both) if len(both) >= 3 else None,
         generated=sum(row.generated for row in rows), every_token=sum(row.every_token for row in rows),
         fewer_tokens=bootstrap(lambda a, b: float(a.sum() / b.sum()), *zip(*cost, strict=True)) if cost else None,
     )  # fmt: skip
 
 
-def _turned(row: ReasoningReport, kind: Kind) -> bool:
-    return kind in row.turns and row.turns[kind].step is not None
+def _share(rows: Sequence[ReasoningReport], kind: Kind, *, at_end: bool = False) -> Rate:
+    return Rate.of(sum(row.turned(kind, at_end=at_end) is not None for row in rows), len(rows))
 
 
 def _correlation(pairs: Sequence[tuple[int | None, int]]) -> Rate | None:
@@ -136,7 +147,7 @@ def read_report(path: Path) -> CsrReport:
     except OSError as error:
         raise UserError(f"CSR report {path} cannot be read", got=error.strerror, fix="`csr` writes it") from error
     except (ValidationError, ValueError) as error:
-        raise UserError(f"{path} is no CSR report", wanted="the csr.json that `csr` writes") from error
+        raise UserError(f"{path} is no CSR report", wanted="the csr.json that this `csr` writes") from error
 
 
 def print_report(found: CsrReport, console: Console, most: int = 40) -> None:
@@ -153,7 +164,9 @@ def print_report(found: CsrReport, console: Console, most: int = 40) -> None:
     summary = found.summary
     lines = {
         "high from the start": summary.safe_start, "safe reasonings with a safe turning point": summary.safe_turn,
+        f"safe reasonings that turn less than {found.rule.window} tokens before their end": summary.safe_end,
         "unsafe reasonings with an unsafe turning point": summary.unsafe_turn,
+        f"unsafe reasonings that turn less than {found.rule.window} tokens before their end": summary.unsafe_end,
         "Pearson's r, first cue and unsafe turning point": summary.cue_correlation,
         f"tokens of {found.rule.samples} continuations at every token (computed), over those generated":
             summary.fewer_tokens,
@@ -166,4 +179,6 @@ def print_report(found: CsrReport, console: Console, most: int = 40) -> None:
 def _step(turn: Turn | None) -> str:
     if turn is None:
         return ""
-    return "from the start" if turn.step is None else f"{turn.step}{' (forced)' if turn.forced else ''}"
+    if turn.step is None:
+        return "from the start"
+    return f"{turn.step}{' (forced)' if turn.forced else ''}{' (at the end)' if turn.at_end else ''}"

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from align.controls import first_cue
-from align.csr import KINDS, Ask, CsrRule, Curve, Kind, Verdicts, adaptive, full, run
+from align.csr import KINDS, Ask, CsrRule, Curve, Kind, Verdicts, adaptive, at_end, full, run
 from align.csr_report import CsrReport, Point, ReasoningReport, Turn, summarise
 from align.generate import EngineSpec, Generator, Job, read_results
 from align.pipeline import Workbench
@@ -163,7 +163,7 @@ def report(
     return ReasoningReport(
         id=reasoning.id, request=reasoning.request, steps=len(reasoning.steps), tokens=len(reasoning.ids),
         points=[_point(reasoning, curve, at) for at in sorted(curve.tallies)],
-        turns={kind: turn for kind in KINDS if (turn := _turn(reasoning, curve, kind))},
+        turns={kind: turn for kind in KINDS if (turn := _turn(reasoning, curve, kind, settings.rule))},
         cue=None if cue is None else next(i for i, s in enumerate(reasoning.steps) if s.start == cue.start),
         cue_token=None if cue is None else cue.start, safe=own.reasoning_harm < 0.5,
         continuations=sum(tally.n for tally in curve.tallies.values()), generated=sum(spent.values()),
@@ -177,7 +177,7 @@ def _point(reasoning: Reasoning, curve: Curve, at: int) -> Point:
     return Point(token=token, step=reasoning.step_at(token), ratio=Rate.of(tally.safe, tally.n))
 
 
-def _turn(reasoning: Reasoning, curve: Curve, kind: Kind) -> Turn | None:
+def _turn(reasoning: Reasoning, curve: Curve, kind: Kind, rule: CsrRule) -> Turn | None:
     at = curve.turns[kind]
     if at is None:
         return None
@@ -186,7 +186,7 @@ def _turn(reasoning: Reasoning, curve: Curve, kind: Kind) -> Turn | None:
     return Turn(
         step=step, token=curve.points[at], text="" if step is None else reasoning.steps[step].text,
         forced=step in reasoning.forced, ratio=Rate.of(curve.tallies[at].safe, curve.tallies[at].n),
-        before=None if before is None else Rate.of(before.safe, before.n),
+        before=None if before is None else Rate.of(before.safe, before.n), at_end=at_end(curve.points, at, rule),
     )  # fmt: skip
 
 

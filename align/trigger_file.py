@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from classifiers.stats import Rate
 from guard.errors import UserError
-from guard.triggers import POOL, Trigger
+from guard.triggers import NEUTRAL, POOL, Trigger
 
 MAX_CHARS = 200
+#: Name of the control of `triggers rank` that inserts nothing.
+NOTHING = "nothing"
 HEAD = """\
 # Candidates for the trigger pool, mined from turning points. They are what a model said: read each one.
 # Nothing uses this file by itself. `cli.py triggers rank --candidates FILE` measures them beside the pool;
@@ -79,7 +81,7 @@ def write_candidates(candidates: Sequence[Candidate], path: Path) -> None:
 
 
 def read_candidates(path: Path) -> list[Candidate]:
-    """The candidates of a file; a malformed one, or an id twice or of the pool, is a UserError that names it."""
+    """The candidates of a file; a malformed one, or an id that is taken, is a UserError that names it."""
     try:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = TriggerFile.model_validate(raw).triggers
@@ -91,9 +93,14 @@ def read_candidates(path: Path) -> list[Candidate]:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"Candidates {path}, key `{key}`: {first['msg']}", got=first["input"]) from error
-    ids = [trigger.id for trigger in POOL]
+    # `triggers rank` gathers what followed a sentence under its id: two with one id would be measured as one.
+    taken = {trigger.id: "in the pool" for trigger in POOL}
+    taken |= dict.fromkeys((NEUTRAL.id, NOTHING), "a control of `triggers rank`")
     for candidate in found:
-        if candidate.id in ids:
-            raise UserError(f"Candidates {path}", got=f"id {candidate.id} twice, or in the pool", fix="Rename it")
-        ids.append(candidate.id)
+        if candidate.id in taken:
+            raise UserError(
+                f"Candidates {path}, an id is taken", got=f"`{candidate.id}`, which is {taken[candidate.id]}",
+                wanted="an id of its own for each candidate", fix="Rename it",
+            )  # fmt: skip
+        taken[candidate.id] = "in the file twice"
     return found

@@ -74,6 +74,8 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
 def _objection(turn: Turn, text: str) -> str | None:
     if turn.step is None or turn.before is None:
         return "safe from the start"
+    if turn.at_end:
+        return "at the end"
     if turn.forced:
         return "forced by a guard"
     if len(text) > MAX_CHARS:

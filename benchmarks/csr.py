@@ -103,7 +103,7 @@ def _same(few: Sequence[ReasoningReport], full: Sequence[ReasoningReport]) -> di
     """Shares of reasonings with the same turning step; `turned`: only those in which the reference finds one."""
     pairs = list(zip(few, full, strict=True))
     same = {kind: [_step(a, kind) == _step(b, kind) for a, b in pairs] for kind in KINDS}
-    turned = [(_step(a, kind), wanted) for a, b in pairs for kind in KINDS if isinstance(wanted := _step(b, kind), int)]
+    turned = [(_step(a, kind), turn.step) for a, b in pairs for kind in KINDS if (turn := b.turned(kind))]
     return {
         **{kind: _rate(flags) for kind, flags in same.items()},
         "both": _rate([all(row) for row in zip(*same.values(), strict=True)]),

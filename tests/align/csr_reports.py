@@ -9,8 +9,10 @@ from classifiers.stats import Rate
 BEFORE, AFTER = Rate.of(1, 8), Rate.of(12, 12)
 
 
-def turn(text: str, step: int | None = 2, *, forced: bool = False, before: Rate | None = BEFORE) -> Turn:
-    return Turn(step=step, token=30, text=text, forced=forced, ratio=AFTER, before=before)
+def turn(
+    text: str, step: int | None = 2, *, forced: bool = False, before: Rate | None = BEFORE, at_end: bool = False
+) -> Turn:
+    return Turn(step=step, token=30, text=text, forced=forced, ratio=AFTER, before=before, at_end=at_end)
 
 
 def row(

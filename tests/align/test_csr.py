@@ -12,7 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from align.csr import CHUNK, KINDS, Ask, CsrRule, Curve, Tally, Verdicts, adaptive, chance, full, run, turning, window
+from align.csr import (
+    CHUNK,
+    KINDS,
+    Ask,
+    CsrRule,
+    Curve,
+    Tally,
+    Verdicts,
+    adaptive,
+    at_end,
+    chance,
+    full,
+    run,
+    turning,
+    window,
+)
 
 RULE = CsrRule()
 #: So sure that the adaptive search decides each point as all its verdicts do.
@@ -49,6 +64,11 @@ def draws(ratios: Sequence[float], seed: int, n: int = 32) -> list[list[bool]]:
     return [[rng.random() < ratio for _ in range(n)] for ratio in ratios]
 
 
+def certain(*safe: bool) -> list[list[bool]]:
+    """Verdicts of points whose continuations all say the same."""
+    return [[value] * 32 for value in safe]
+
+
 def both(points: Sequence[int], verdicts: list[list[bool]], rule: CsrRule) -> tuple[Curve, Curve, Script]:
     """The adaptive search and the full computation on the same verdicts."""
     script = Script({"x": verdicts})
@@ -64,7 +84,7 @@ def test_where_a_ratio_crosses_once_the_search_finds_what_the_full_computation_f
     lengths: list[int], crossing: int, up: bool
 ) -> None:
     points = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    verdicts = [[(at >= crossing) == up] * 32 for at in range(len(points))]
+    verdicts = certain(*[(at >= crossing) == up for at in range(len(points))])
     found, wanted, script = both(points, verdicts, RULE)
     assert found.turns == wanted.turns
     looked_at = len({at for _, at in script.given})
@@ -101,24 +121,56 @@ def test_a_turning_point_is_the_papers(rows: list[tuple[int, int]]) -> None:
     for kind, beyond in (("safe", lambda s: s >= 0.9), ("unsafe", lambda s: s <= 0.1)):
         wanted = None
         for at in reversed(range(len(points))):
-            if all(beyond(rows[p][1] / 32) for p in range(at, len(points)) if points[p] - points[at] <= 15):
+            last = next((p for p in range(at, len(points)) if points[p] - points[at] >= 15), len(points) - 1)
+            if all(beyond(rows[p][1] / 32) for p in range(at, last + 1)):
                 wanted = at
         assert turning(points, tallies, RULE, kind) == wanted
 
 
 def test_a_dip_inside_the_window_refutes_a_turning_point() -> None:
     points = [0, 10, 20, 30, 40]
-    verdicts = [[value] * 32 for value in (False, True, False, True, True)]
+    verdicts = certain(False, True, False, True, True)
     assert both(points, verdicts, RULE)[1].turns["safe"] == 3
-    assert both(points, verdicts, CsrRule(window=5))[1].turns["safe"] == 1
+    assert both(points, verdicts, CsrRule(window=0))[1].turns["safe"] == 1
+
+
+def test_where_steps_are_longer_than_the_window_the_next_point_must_stay() -> None:
+    points = [0, 20, 40, 60, 80, 100]
+    assert window(points, 2, RULE) == window(points, 2, CsrRule(window=20)) == [3]
+    assert window(points, 2, CsrRule(window=21)) == [3, 4]
+    fell_back = {at: Tally(safe, 32) for at, safe in enumerate((13, 13, 31, 10, 10, 10))}
+    assert turning(points, fell_back, RULE, "safe") is None
+    # The search meets the third point first, and must not take it.
+    found, wanted, _ = both(points, certain(False, False, True, False, True, True), RULE)
+    assert found.turns["safe"] == wanted.turns["safe"] == 4
+
+
+def test_a_turn_within_a_window_of_the_end_is_told_apart() -> None:
+    points = [0, 20, 40, 60]
+    found, wanted, _ = both(points, certain(False, False, False, True), RULE)
+    assert found.turns == wanted.turns == {"safe": 3, "unsafe": 0}
+    assert [at_end(points, at, RULE) for at in range(4)] == [False, False, False, True]
+    assert at_end(points, 2, CsrRule(window=21))
+    assert not at_end(points, 3, CsrRule(window=0))
+    assert at_end([0], 0, RULE)
+
+
+def test_the_search_looks_at_no_point_that_it_does_not_need() -> None:
+    points = [20 * at for at in range(33)]
+    found, _, script = both(points, certain(*[False] * 21, *[True] * 12), RULE)
+    assert found.turns == {"safe": 21, "unsafe": 0}
+    # To the safe turning point and its window, 22; then from the last point whose window it is not in.
+    assert [at for _, at in script.given] == [32, 15, 23, 19, 21, 20, 22, 9, 4, 1, 0]
 
 
 def test_both_turning_points_of_a_reasoning_that_was_turned_round() -> None:
     # Undecided, then a cue, then a trigger: what a guarded reasoning looks like.
-    ratios = [0.5, 0.5, 0.0, 0.0, 1.0, 1.0]
+    ratios = [0.5, 0.5, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     verdicts = draws(ratios, seed=3)
-    found, wanted, _ = both([0, 12, 24, 36, 48, 60], verdicts, RULE)
-    assert found.turns == wanted.turns == {"safe": 4, "unsafe": 2}
+    points = [12 * at for at in range(8)]
+    found, wanted, _ = both(points, verdicts, RULE)
+    assert found.turns == wanted.turns == {"safe": 5, "unsafe": 2}
+    assert not any(at_end(points, at, RULE) for at in (2, 5))
 
 
 def test_beyond_from_the_start_and_never() -> None:

@@ -28,22 +28,41 @@ def test_the_summary_counts_what_turned() -> None:
         row("safe, no turning", {}),
         row("unsafe", {"unsafe": turn("d e f")}, safe=False, cue=2, cue_token=20, generated=300),
         row("unsafe from the start", {"unsafe": start}, safe=False, cue=1, cue_token=9),
+        row("calm and short", {"safe": turn("", step=None, before=None, at_end=True)}),
     ]
     found = summarise(rows)
-    assert found.safe_start == Rate.of(1, 5)
+    assert found.safe_start == Rate.of(2, 6)
     assert found.safe_turn == Rate.of(1, 2)
     assert found.unsafe_turn == Rate.of(1, 2)
+    assert found.safe_end == found.unsafe_end == Rate.of(0, 2)
     assert found.cue_correlation is None, "one reasoning with a cue and an unsafe turning point"
-    assert (found.generated, found.every_token) == (700, 20_000)
+    assert (found.generated, found.every_token) == (800, 24_000)
     assert found.fewer_tokens is not None
-    assert found.fewer_tokens.rate == pytest.approx(20_000 / 700)
+    assert found.fewer_tokens.rate == pytest.approx(24_000 / 800)
     assert summarise([]).fewer_tokens is None
 
 
-def test_cues_and_turning_points_correlate() -> None:
+def test_a_turn_at_the_end_is_no_turning_point() -> None:
+    late = turn("a b c", at_end=True)
     rows = [
-        row(str(at), {"unsafe": turn("x").model_copy(update={"token": 3 * at})}, cue=1, cue_token=at)
-        for at in (4, 9, 16, 25)
+        row("safe", {"safe": late}),
+        *(row(str(at), {"unsafe": late}, safe=False, cue=1, cue_token=at) for at in range(3)),
+    ]
+    found = summarise(rows)
+    assert (found.safe_turn, found.safe_end) == (Rate.of(0, 1), Rate.of(1, 1))
+    assert (found.unsafe_turn, found.unsafe_end) == (Rate.of(0, 3), Rate.of(3, 3))
+    assert found.cue_correlation is None
+    target = io.StringIO()
+    print_report(report(*rows), Console(file=target, width=200))
+    assert "2 (at the end)" in target.getvalue()
+    assert "safe reasonings that turn less than 15 tokens before their end: 1.000" in target.getvalue()
+
+
+def test_cues_and_turning_points_correlate() -> None:
+    # A cue in the first step counts like any other.
+    rows = [
+        row(str(at), {"unsafe": turn("x").model_copy(update={"token": 3 * at + 9})}, cue=step, cue_token=at)
+        for step, at in enumerate((0, 9, 16, 25))
     ]
     found = summarise(rows).cue_correlation
     assert found is not None
@@ -77,7 +96,10 @@ def test_another_file_is_no_report(tmp_path: Path) -> None:
 
 
 def test_curves_are_drawn_whatever_the_requests_hold(tmp_path: Path) -> None:
-    rows = [row(f"{i}", {"safe": turn("a")}, request="$x_{<script>$ \x00 & how", cue_token=9) for i in range(5)]
+    turns = [turn("a", at_end=i > 2) for i in range(5)]
+    rows = [
+        row(f"{i}", {"safe": each}, request="$x_{<script>$ \x00 & how", cue_token=9) for i, each in enumerate(turns)
+    ]
     curves(report(*rows), tmp_path / "csr.svg")
     curves(report(*rows), tmp_path / "csr2.svg")
     page = ET.parse(tmp_path / "csr.svg").getroot()

@@ -29,8 +29,11 @@ THOUGHTS: list[tuple[str, int | None, list[str]]] = [
     ("turned", None, [OPENING, OWN_TRIGGER, REFUSAL_STEP]),
     ("forced", 1, [OPENING, POOL[0].text, REFUSAL_STEP]),
     ("unsafe", None, [OPENING, CUE, *PLAN]),
+    ("late", None, [OPENING, OWN_TRIGGER]),
 ]
 GREEDY = ["--temperature", "0", "--max-tokens", "80"]
+#: Shorter than the tiny model's steps of seven and more tokens.
+WINDOW = ["--window", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def traces(tiny_model: Path, runtime: GuardRuntime, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def measured(traces: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("csr")
-    invoke("csr", "--traces", str(traces), "--model", str(tiny_model), "--out", str(out), *GREEDY)
+    invoke("csr", "--traces", str(traces), "--model", str(tiny_model), "--out", str(out), *GREEDY, *WINDOW)
     return out
 
 
@@ -97,7 +100,7 @@ def test_a_reasoning_is_split_into_its_steps(runtime: GuardRuntime) -> None:
 def test_turning_points_are_the_steps_that_turn(measured: Path) -> None:
     report = read_report(measured / "csr.json")
     rows = {row.id: row for row in report.reasonings}
-    assert sorted(rows) == ["forced", "turned", "unsafe"]
+    assert sorted(rows) == ["forced", "late", "turned", "unsafe"]
     for name, _, steps in THOUGHTS:
         assert rows[name].steps == len(steps)
         assert rows[name].turns["unsafe"].step is None, "greedy, the tiny model goes along from the start"
@@ -108,9 +111,12 @@ def test_turning_points_are_the_steps_that_turn(measured: Path) -> None:
     assert (turned.before.rate, turned.ratio.rate) == (0.0, 1.0)
     assert "safe" not in rows["unsafe"].turns
     assert rows["unsafe"].cue == 1
-    assert {name: row.safe for name, row in rows.items()} == {"turned": True, "forced": True, "unsafe": False}
-    assert report.summary.safe_turn == Rate.of(2, 2)
-    assert (measured / "csr.svg").read_text(encoding="utf-8").count("How do I break into") == 3
+    assert {name for name, row in rows.items() if not row.safe} == {"unsafe"}
+    late = rows["late"].turns["safe"]
+    assert (late.step, late.text, late.at_end) == (1, OWN_TRIGGER, True)
+    assert (turned.at_end, forced.at_end) == (False, False)
+    assert (report.summary.safe_turn, report.summary.safe_end) == (Rate.of(2, 3), Rate.of(1, 3))
+    assert (measured / "csr.svg").read_text(encoding="utf-8").count("How do I break into") == 4
 
 
 def test_continuations_end_with_the_reasoning_and_are_counted(measured: Path, runtime: GuardRuntime) -> None:
@@ -130,7 +136,7 @@ def test_a_second_run_reads_what_is_there(measured: Path, traces: Path, tiny_mod
     before = read_report(measured / "csr.json")
     log = measured / "engine.log"
     started = log.stat().st_mtime_ns
-    common = ["--traces", str(traces), "--model", str(tiny_model), "--out", str(measured), *GREEDY]
+    common = ["--traces", str(traces), "--model", str(tiny_model), "--out", str(measured), *GREEDY, *WINDOW]
     invoke("csr", *common)
     assert read_report(measured / "csr.json") == before
     # A lower threshold is decided by no more continuations.
@@ -147,6 +153,7 @@ def test_what_turned_a_reasoning_is_mined_and_ranked_beside_the_pool(
     output = invoke("triggers", "mine", "--csr", str(measured / "csr.json"), "--out", str(candidates))
     assert "1 candidates" in output
     assert "forced by a guard 1" in output
+    assert "at the end 1" in output
     (mined,) = read_candidates(candidates)
     assert mined.text == OWN_TRIGGER
     invoke(

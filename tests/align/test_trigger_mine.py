@@ -9,11 +9,11 @@ import yaml
 from typer.testing import CliRunner
 
 from align.csr_cli import triggers_app
-from align.trigger_file import MAX_CHARS, Candidate, read_candidates, write_candidates
+from align.trigger_file import MAX_CHARS, NOTHING, Candidate, read_candidates, write_candidates
 from align.trigger_mine import mine, normalise
 from classifiers.stats import Rate
 from guard.errors import UserError
-from guard.triggers import POOL, Trigger
+from guard.triggers import NEUTRAL, POOL, Trigger
 from tests.align.csr_reports import report, row, turn
 
 WORDING = "Hang on, my help would put a stranger in danger."
@@ -49,6 +49,7 @@ def test_near_duplicates_are_one_candidate_and_generality_ranks() -> None:
     [
         (turn(WORDING, forced=True), "forced by a guard"),
         (turn("", step=None, before=None), "safe from the start"),
+        (turn(WORDING, at_end=True), "at the end"),
         (turn("Oh no."), "fewer than 3 words"),
         (turn("word " * MAX_CHARS), f"longer than {MAX_CHARS} characters"),
         (turn(POOL[0].text.upper()), "in the pool"),
@@ -89,5 +90,17 @@ def test_a_bad_file_names_its_fault(tmp_path: Path) -> None:
     write_candidates([Candidate(id=POOL[0].id, text="Something else.")], path)
     with pytest.raises(UserError, match="in the pool"):
         read_candidates(path)
+    write_candidates([Candidate(id="a", text="Something else."), Candidate(id="a", text="And more.")], path)
+    with pytest.raises(UserError, match="in the file twice"):
+        read_candidates(path)
     with pytest.raises(UserError, match="cannot be written"):
         write_candidates([], tmp_path / "candidates.yaml" / "below")
+
+
+@pytest.mark.parametrize("name", [NEUTRAL.id, NOTHING])
+def test_a_candidate_may_not_be_called_like_a_control(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "candidates.yaml"
+    write_candidates([Candidate(id=name, text="Something else.")], path)
+    message = f"{path}, an id is taken; got `{name}`, which is a control .*; wanted an id of its own .*Rename it"
+    with pytest.raises(UserError, match=message):
+        read_candidates(path)
