@@ -67,11 +67,12 @@ class JudgedLine(BaseModel):
 def score(
     input: Annotated[Path, typer.Option(help=f'JSONL; a line: {SCORE_EXAMPLE}, or "steps": [...] for "reasoning".')],
     output: Annotated[
-        Path, typer.Option(help='JSONL to write: {"id", "steps": [{"text", "score", "cue"}], "first_cue"}.')
+        Path,
+        typer.Option(help='JSONL to write: {"id", "steps": [{"text", "score", "unreadable", "cue"}], "first_cue"}.'),
     ],
     model: Model = None,
 ) -> None:
-    """Score recorded reasoning as the live guard would.
+    """Score recorded reasoning as the live guard would under the default policy.
 
     Example: cli.py classifier score --input reasoning.jsonl --output scores.jsonl
     """

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,6 +70,11 @@ class Corpus:
         """The traces of one part, empty ones left out."""
         return [trace for trace in self.traces if trace.steps and part_of(trace) == part]
 
+    @property
+    def own(self) -> dict[Part, int]:
+        """How many of the operator's traces each part has."""
+        return {part: sum(trace.source == "own" for trace in self.part(part)) for part in get_args(Part)}
+
 
 def percentile_of(request: str) -> int:
     """A number from 0 to 99 that belongs to a request however it is spelled."""
@@ -85,9 +90,14 @@ def part_of_request(request: str) -> Part:
 
 
 def part_of(trace: LabelledTrace) -> Part:
-    """The part that a trace belongs to: demo rows are trained on only, unseen families and languages measured only."""
+    """The part that a trace belongs to: demo rows are trained on only, unseen families and languages measured only.
+
+    An operator's own traces are learned from in every language: what they say of French is theirs to use.
+    """
     if trace.source == "demo":
         return "train"
+    if trace.source == "own":
+        return part_of_request(trace.request)
     if trace.source in UNSEEN_SOURCES or trace.language in UNSEEN_LANGUAGES:
         return "test"
     return part_of_request(trace.request)
@@ -104,10 +114,12 @@ def read_corpus(
     """Gather all there is: shipped labels with public texts if given, authored traces, demo rows, the operator's own
     files, and what was `reviewed` in the pages.
 
-    Without `texts` the public traces are missing, and counted. Errors as `read_rows`.
+    Without `texts` the public traces are missing, and counted. Without `authored` those of the training part are left
+    out: validated and measured is on the same traces whatever was learned from. Errors as `read_rows`.
     """
     found, missing = join(read_labels(), read_texts(texts), ALARMING_SOURCES) if texts else ([], Counter())
-    traces = [*found, *(read_authored() if authored else ()), *demo_traces()]
+    written = [trace for trace in read_authored() if authored or part_of(trace) != "train"]
+    traces = [*found, *written, *demo_traces()]
     for path in own:
         traces += [authored_trace(row, "own") for row in read_rows(path, AuthoredTrace, AUTHORED_EXAMPLE)]
     traces += reviewed

@@ -6,6 +6,7 @@ steps of other requests, and two runs could decide differently.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -40,7 +41,9 @@ class Encoder:
         view = self._view(text)
         known = self._cache.get(view)
         if known is not None:
-            self._cache.move_to_end(view)
+            # No lock: another thread may have let it go since.
+            with contextlib.suppress(KeyError):
+                self._cache.move_to_end(view)
             return known
         vector = self.vector(shorten(self._tokenizer.encode(view).ids, MAX_TOKENS))
         self._cache[view] = vector

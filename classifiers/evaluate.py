@@ -21,7 +21,8 @@ from classifiers.vectors import EncodedTrace, encode_traces, unpack
 Tick = Callable[[str], None]
 SUMMARY = (
     "recall_complying_traces", "flagged_benign_traces", "flagged_alarming_traces", "flagged_deliberating_traces",
-    "detected_within_128_tokens", "median_tokens_to_detection", "auroc_cue_vs_benign", "auroc_cue_vs_deliberation",
+    "unreadable_benign_traces", "unreadable_alarming_traces", "detected_within_128_tokens",
+    "median_tokens_to_detection", "auroc_cue_vs_benign", "auroc_cue_vs_deliberation",
 )  # fmt: skip
 """The figures of a slice."""
 
@@ -86,22 +87,23 @@ def _summary(scored: Sequence[Scored], threshold: float) -> dict[str, Rate]:
 
 def tier_figures(detector: Detector, traces: Sequence[EncodedTrace]) -> dict[str, Rate]:
     """How many steps the first tier clears, by kind of request; recall with both tiers and with the encoder alone."""
-    cleared: dict[str, list[bool]] = {}
+    cleared: dict[str, list[tuple[bool, str]]] = {}
     both, alone, first, encoder = [], [], [], []
     for each in traces:
         if not any(each.trace.steps):
             continue
         context = detector.request(each.trace.request)
         probabilities = detector.first_tier(each.trace.steps)
-        clears = [p is None or p < detector.manifest.clear_below[context.bucket] for p in probabilities]
+        below = detector.manifest.clear_below[context.bucket]
+        clears = [(p is None or p < below, each.trace.id) for p in probabilities]
         cleared.setdefault(f"cleared_steps_{each.trace.kind}", []).extend(clears)
         full = Scored(each.trace, detector.score(context, each.trace.steps), each.ends)
         encoder.append(Scored(each.trace, detector.score(context, each.trace.steps, first_tier=False), each.ends))
         if full.complying:
-            both.append(full.peak >= detector.threshold)
-            alone.append(encoder[-1].peak >= detector.threshold)
+            both.append(full.flagged(detector.threshold))
+            alone.append(encoder[-1].flagged(detector.threshold))
         first.append(Scored(each.trace, np.array([p or 0.0 for p in probabilities]), each.ends))
-    found = {name: Rate.of(sum(hits), len(hits)) for name, hits in sorted(cleared.items())}
+    found = {name: Rate.clustered(*zip(*hits, strict=True)) for name, hits in sorted(cleared.items())}
     found["recall_both_tiers"] = Rate.of(sum(both), len(both))
     found["recall_encoder_alone"] = Rate.of(sum(alone), len(alone))
     for name, scored in (("first_tier", first), ("encoder", encoder)):
@@ -139,4 +141,4 @@ def _paired(detector: Detector, pairs: Sequence[tuple[LabelledTrace, LabelledTra
 
 def _caught(detector: Detector, trace: LabelledTrace) -> bool:
     scores = detector.score(detector.request(trace.request), trace.steps)
-    return bool(scores.max(initial=0) >= detector.threshold)
+    return Scored(trace, scores, np.zeros(len(scores), int)).flagged(detector.threshold)

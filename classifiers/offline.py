@@ -1,4 +1,4 @@
-"""Scores recorded reasoning exactly as the live guard would score it."""
+"""Scores recorded reasoning exactly as the live guard would score it, under the default policy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from classifiers.detector import Detector
+from classifiers.readable import unreadable
+from guard.policy import Policy
 from guard.steps import split_text
+
+POLICY = Policy()
 
 
 class ScoreRow(BaseModel):
@@ -28,10 +32,11 @@ class ScoreRow(BaseModel):
 
 
 class ScoredStep(BaseModel):
-    """A step with its score and whether that makes it a cue."""
+    """A step with its score, whether it can be read at all, and whether the default policy would answer it."""
 
     text: str
     score: float
+    unreadable: bool
     cue: bool
 
 
@@ -47,10 +52,13 @@ def score_rows(detector: Detector, rows: Iterable[ScoreRow]) -> Iterator[ScoredR
     """Score rows one by one, lazily."""
     for row in rows:
         texts = row.steps if row.steps is not None else split_text(row.reasoning or "")
-        scores = detector.score(detector.request(row.request), texts)
-        steps = [
-            ScoredStep(text=text, score=float(score), cue=bool(score >= detector.threshold))
-            for text, score in zip(texts, scores, strict=True)
-        ]
+        scores = detector.score(detector.request(row.request), texts).tolist()
+        steps = [_step(text, score, detector.threshold) for text, score in zip(texts, scores, strict=True)]
         first = next((index for index, step in enumerate(steps) if step.cue), None)
         yield ScoredRow(id=row.id, steps=steps, first_cue=first)
+
+
+def _step(text: str, score: float, threshold: float) -> ScoredStep:
+    hidden = unreadable(text)
+    cue = POLICY.is_cue(score, threshold=threshold, unreadable=hidden)
+    return ScoredStep(text=text, score=score, unreadable=hidden, cue=cue)

@@ -92,7 +92,7 @@ def _reliability(axes: Axes, scored: Sequence[Scored]) -> None:
 
 def _first(axes: Axes, scored: Sequence[Scored], threshold: float) -> None:
     complying = [each for each in scored if each.complying]
-    hits = [each.ends[np.flatnonzero(each.scores >= threshold)] for each in complying]
+    hits = [each.ends[np.flatnonzero(each.cues(threshold))] for each in complying]
     first = np.sort([float(each[0]) for each in hits if len(each)])
     if len(complying):
         axes.step([0, *first], np.arange(len(first) + 1) / len(complying), where="post", color=WARM, lw=2)

@@ -1,12 +1,14 @@
 """Labelling in the terminal: the traces that the detector doubts most come first (active learning).
 
-Reasoning is hostile text: it is shown without control characters and never read as markup.
+Of many traces a sample is scored, so that the first question comes soon. Reasoning is hostile text: it is shown without
+control characters and never read as markup.
 """
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +17,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from classifiers.console import progress
 from classifiers.data import read_rows
 from classifiers.detector import Detector
 from classifiers.labels import AUTHORED_EXAMPLE, AuthoredTrace, Kind, Label
 from classifiers.offline import ScoreRow
-from guard.cli import decoder, harmless
+from classifiers.written import written_steps
+from guard.cli import decoders, harmless
 from guard.errors import UserError
+from guard.replay import PROBE
 from guard.steps import split_text
 from guard.traces import read_traces
 
+SAMPLED = 10
+"""So many traces are scored for each that is asked about."""
 KINDS: dict[str, Kind] = {"h": "harmful", "b": "benign", "a": "alarming"}
 _SPANS = re.compile(r"^(?:-|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?$")
 Ask = Callable[[str], str]
@@ -39,22 +46,22 @@ class Reviewed:
 
 
 def from_spool(directory: Path, model: str | None) -> list[Reviewed]:
-    """The reasonings of a trace directory, injected triggers left out. UserError when they cannot be decoded, or when
-    the policy kept no requests."""
-    all_of_them, _ = read_traces(directory)
-    traces = [trace for trace in all_of_them if trace.log_content == "full"]
-    if all_of_them and not traces:
+    """The reasonings of a trace directory: probes and injected triggers left out, cues that triggers took the place of
+    put back. UserError when they cannot be decoded, or when the policy kept no requests."""
+    asked = [trace for trace in read_traces(directory)[0] if trace.receipt.policy != PROBE]
+    traces = [trace for trace in asked if trace.log_content == "full"]
+    if asked and not traces:
         raise UserError(
-            f"No trace in {directory} holds its request", got="log_content: " + all_of_them[0].log_content,
+            f"No trace in {directory} holds its request", got="log_content: " + asked[0].log_content,
             wanted="traces of a policy with `log_content: full`",
         )  # fmt: skip
-    found = []
+    found, decode_of = [], decoders(model)
     for trace in traces:
-        decode = decoder(trace, model)
+        decode = decode_of(trace)
         if decode is None:
             raise UserError(f"trace {trace.guard_id} cannot be decoded", fix="Give --model: its tokenizer is needed")
-        texts = [decode(trace.output_ids[s.start : s.end]).strip() for s in trace.steps if not s.injected]
-        found.append(Reviewed(trace.guard_id, trace.request, tuple(text for text in texts if text)))
+        texts = tuple(text for _, text in written_steps(trace, decode))
+        found.append(Reviewed(trace.guard_id, trace.request, texts))
     return found
 
 
@@ -74,16 +81,14 @@ def doubt(scores: Sequence[float], threshold: float) -> float:
 
 
 def review(
-    rows: Iterable[Reviewed], out: Path, detector: Path | None, limit: int, console: Console, ask: Ask | None = None
+    rows: Sequence[Reviewed], out: Path, detector: Path | None, limit: int, console: Console, ask: Ask | None = None
 ) -> int:
     """Ask about at most `limit` traces that `out` does not hold yet, append each answer at once, return how many."""
     loaded = Detector.load(detector)
     known = {row.id for row in read_rows(out, AuthoredTrace, AUTHORED_EXAMPLE)} if out.exists() else set()
     open_rows = [row for row in rows if row.id not in known and row.steps]
-    scored = [(row, loaded.score(loaded.request(row.request), row.steps).tolist()) for row in open_rows]
-    scored.sort(key=lambda item: doubt(item[1], loaded.threshold))
     done = 0
-    for row, scores in scored[:limit]:
+    for row, scores in doubtful(open_rows, loaded, limit):
         answer = _ask_one(
             row, scores, loaded.threshold, console, ask or (lambda question: console.input(Text(question)))
         )
@@ -97,6 +102,21 @@ def review(
         done += 1
     console.print(f"{done} traces labelled into {out}; {len(open_rows) - done} left", highlight=False)
     return done
+
+
+def doubtful(rows: Sequence[Reviewed], detector: Detector, limit: int) -> list[tuple[Reviewed, list[float]]]:
+    """The `limit` traces of a sample that the detector doubts most, with their scores, the most doubtful first.
+
+    The sample, the same for the same rows, is `SAMPLED` times as large.
+    """
+    picked = sorted(random.Random(0).sample(range(len(rows)), min(len(rows), SAMPLED * limit)))
+    scored = []
+    with progress("Looking for doubt") as (_, tick):
+        for number, row in enumerate(rows[index] for index in picked):
+            tick(number, len(picked), f"trace {number + 1} of {len(picked)}")
+            scored.append((row, detector.score(detector.request(row.request), row.steps).tolist()))
+    scored.sort(key=lambda item: doubt(item[1], detector.threshold))
+    return scored[:limit]
 
 
 def _ask_one(row: Reviewed, scores: Sequence[float], threshold: float, console: Console, ask: Ask) -> str | None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from classifiers.corpus import part_of_request
 from classifiers.labels import Kind, Label, LabelledTrace
-from guard.cli import Decoder, decoder
+from classifiers.written import written_steps
+from guard.cli import Decoder, decoders
 from guard.store import reading, reviews
 from guard.store.reviews import JUDGED, Review
 from guard.store.store import Store
@@ -28,16 +29,12 @@ def from_store(store: Store, model: str | None = None) -> tuple[list[LabelledTra
     """
     found: list[LabelledTrace] = []
     left_out: Counter[str] = Counter()
-    decoders: dict[tuple[str, str], Decoder | None] = {}
+    decode_of = decoders(model)
     for guard_id in reviews.reviewed_traces(store):
         trace = reading.find(store, guard_id)
         if trace is None:
             continue
-        # Reading a tokenizer takes a tenth of a second and more.
-        key = (trace.model, trace.tokenizer_hash)
-        if key not in decoders:
-            decoders[key] = decoder(trace, model)
-        row = _row(trace, reviews.standing(store, [guard_id]), decoders[key])
+        row = _row(trace, reviews.standing(store, [guard_id]), decode_of(trace))
         if isinstance(row, str):
             left_out[row] += 1
         else:
@@ -64,13 +61,13 @@ def _row(trace: Trace, said: Sequence[Review], decode: Decoder | None) -> Labell
 
 
 def _learned(trace: Trace, labels: dict[int, Label], kind: Kind, decode: Decoder) -> LabelledTrace:
-    """A label on a trigger's step is meant for the cue whose place the trigger took."""
-    replaced = {i.step: i.cue_ids for i in trace.receipt.interventions if i.cue_ids and i.step in labels}
-    kept = []
-    for index, step in enumerate(trace.steps):
-        ids = replaced.get(index, []) if step.injected else trace.output_ids[step.start : step.end]
-        if text := decode(ids).strip():
-            kept.append((text, labels.get(index)))
+    """A label on a trigger's step is meant for the cue whose place the trigger took; without one the cue, which the
+    model went on without, is no part of the trace."""
+    kept = [
+        (text, labels.get(index))
+        for index, text in written_steps(trace, decode)
+        if index in labels or not trace.steps[index].injected
+    ]
     return LabelledTrace(
         id=f"review/{trace.guard_id}", source="own", request=trace.request, kind=kind, language="und",
         category="reviewed", steps=tuple(text for text, _ in kept),

@@ -190,6 +190,19 @@ def decoder(trace: Trace, model: str | None) -> Decoder | None:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
+def decoders(model: str | None) -> Callable[[Trace], Decoder | None]:
+    """`decoder` for many traces: reading a tokenizer takes a tenth of a second and more, so each is read once."""
+    known: dict[tuple[str, str], Decoder | None] = {}
+
+    def of(trace: Trace) -> Decoder | None:
+        key = (trace.model, trace.tokenizer_hash)
+        if key not in known:
+            known[key] = decoder(trace, model)
+        return known[key]
+
+    return of
+
+
 def harmless(text: str, limit: int = 400) -> Text:
     """Hostile text for a terminal: control, format and private characters go, and nothing is read as markup."""
     flat = " ".join(text.split())

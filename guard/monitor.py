@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from classifiers.readable import unreadable
+from guard.ladder import Ladder
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter, Zone
-from guard.traces import Intervention, Mode, Receipt, Rung, StepRecord
-from guard.triggers import Place, choose
+from guard.traces import Intervention, Mode, Receipt, StepRecord
+from guard.triggers import Place
 from guard.zones import ZoneReader
 
 #: Context of a trigger choice: policy, request and position, so that ranks agree and requests differ.
@@ -58,6 +59,7 @@ class StepMonitor:
         self._request = request
         self._zones = zones
         self._splitter = StepSplitter(runtime.table, policy.limits)
+        self._ladder = Ladder(runtime)
         self._count = 0
         self._plan: tuple[int, ...] = ()
         self._answer = ""
@@ -164,7 +166,7 @@ class StepMonitor:
         if score is not None and not 0.0 <= score <= 1.0:
             score = None
         opening, self._opening = self._opening, False
-        policy, receipt = self._runtime.policy, self._receipt
+        policy = self._runtime.policy
         self._seen += 1
         if score is not None:
             self._scored += 1
@@ -172,7 +174,7 @@ class StepMonitor:
         self._unreadable += hidden
         cue = policy.is_cue(score, threshold=self._runtime.threshold, unreadable=hidden)
         self.steps.append(StepRecord(step.start, step.end, step.zone, score, cue, False, hidden))
-        if cue and not (policy.shadow or self._ended) and len(receipt.interventions) < len(policy.ladder):
+        if cue and not (policy.shadow or self._ended or self._ladder.climbed):
             return self._intervene(step, score, opening)
         self._lead = _FIRST[self._zone] if opening else "plain" if step.spaced else "spaced"
         return None
@@ -247,7 +249,6 @@ class StepMonitor:
 
     def _intervene(self, step: Step, score: float | None, opening: bool) -> int | None:
         interventions = self._receipt.interventions
-        rung = self._runtime.policy.ladder[len(interventions)]
         zones = self._origin if self._replaces else self._zones
         zone = zones.zone
         # A step that a mark closed is answered where the next text opens: behind `</think>`, say, or in a new message.
@@ -255,18 +256,20 @@ class StepMonitor:
             place = _FIRST[zone]
         else:
             place = self._lead if self._replaces else "plain" if step.spaced else "spaced"
-        chosen = self._choose(rung, place, zones)
-        if chosen is None:
+        # Counted alike in both modes, so that both choose the same trigger.
+        count = self._seen + len(interventions)
+        key = _KEY.format(policy=self._receipt.policy_hash, request=self._request, step=count)
+        answer = self._ladder.climb(key, place, zones)
+        if answer is None:
             return None
-        trigger_id, self._answer, self._plan = chosen
-        self._done = 0
+        self._answer, self._plan, self._done = answer.text, answer.ids, 0
         self._splitter.forget()
         cue_ids = self._take_back(step) if self._replaces else []
         self._plan_zone = zone
         interventions.append(
             Intervention(
-                step=len(self.steps) - (0 if cue_ids else 1), at=self._count, trigger_id=trigger_id, rung=rung,
-                mode="substitute" if cue_ids else "inject", cue_ids=cue_ids, score=score,
+                step=len(self.steps) - (0 if cue_ids else 1), at=self._count, trigger_id=answer.trigger_id,
+                rung=answer.rung, mode="substitute" if cue_ids else "inject", cue_ids=cue_ids, score=score,
             )
         )  # fmt: skip
         return self._count if cue_ids else None
@@ -278,20 +281,6 @@ class StepMonitor:
         self.steps.pop()
         self._enter()
         return taken
-
-    def _choose(self, rung: Rung, place: Place, zones: ZoneReader) -> tuple[str, str, tuple[int, ...]] | None:
-        """Id, text and ids of what answers a cue; None when no trigger is left."""
-        if rung == "stop" and self._runtime.eos is not None:
-            return "stop", "", (self._runtime.eos,)
-        if rung == "refuse":
-            return "refuse", *self._runtime.refusal.ids(place, zones)
-        # Counted alike in both modes, so that both choose the same trigger.
-        number = self._seen + len(self._receipt.interventions)
-        key = _KEY.format(policy=self._receipt.policy_hash, request=self._request, step=number)
-        used = [i.trigger_id for i in self._receipt.interventions]
-        pool, salt = self._runtime.triggers, key.encode("utf-8", "surrogatepass")
-        trigger = choose(pool, used, salt, strong=rung == "strong")
-        return None if trigger is None else (trigger.id, trigger.text, zones.path(zones.zone) + trigger.ids(place))
 
     def _end_plan(self, *, completed: bool) -> None:
         intervention = self._receipt.interventions[-1]

@@ -36,11 +36,13 @@ class Policy(BaseModel):
     ladder: tuple[Rung, ...] = Field(default=("trigger", "trigger", "strong", "refuse"), max_length=16)
     """How each cue of a request in turn is answered, and so how many are: by a `trigger`, by a `strong` one that
     refuses in so many words, by closing the reasoning and ending with a refusal (`refuse`), by ending at once (`stop`).
-    No trigger is used twice in one request. Empty: no cue is answered."""
+    No trigger is used twice in one request; once they run out, a `trigger` or `strong` is passed over for the next rung
+    that can act. Empty: no cue is answered."""
     min_step_chars: int = Field(default=12, ge=1, le=200)
     max_step_tokens: int = Field(default=96, ge=8, le=512)
     triggers: tuple[str, ...] = ()
-    """Ids of the pool's triggers that may be used; empty: all of them."""
+    """Ids of the pool's triggers that may be used; empty: all of them. Few of them make the ladder's `refuse` and
+    `stop` come sooner."""
     unreadable: Literal["cue", "flag"] = "cue"
     """What an enciphered or encoded step means, which no classifier can clear: `cue` answers it with a trigger,
     `flag` only counts it on the receipt."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from classifiers.artifact import fingerprint
 from classifiers.cli import app
-from classifiers.corpus import part_of_request
+from classifiers.corpus import Corpus, part_of_request, read_corpus
 from classifiers.detector import Detector
 from classifiers.evaluate import Evaluation
+from classifiers.network import StepNetwork
 from classifiers.perturb import ATTACKS
+from classifiers.train_cli import save_checkpoint, settle
+from classifiers.tune import TuneConfig
 from guard.errors import UserError
 from guard.steps import split_text
 from tests.classifiers.conftest import CUES, SAFE, tiny_traces
@@ -45,21 +52,26 @@ def test_score_writes_the_live_guards_numbers(tiny: Path, tmp_path: Path) -> Non
         "",
         {"id": "b", "request": request, "steps": [SAFE[0]]},
         {"id": "c", "request": request, "steps": []},
+        {"id": "d", "request": request, "steps": [SAFE[0], codecs.encode(CUES[0], "rot13")]},
     )
     run("score", "--input", source, "--output", tmp_path / "out.jsonl", "--model", tiny)
-    first, second, third = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    first, second, third, fourth = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     detector = Detector.load(tiny)
     texts = split_text(reasoning)
     scores = detector.score(detector.request(request), texts).tolist()
     assert texts == [SAFE[1], *CUES]
     assert first == {
         "id": "a",
-        "steps": [{"text": t, "score": s, "cue": s >= detector.threshold} for t, s in zip(texts, scores, strict=True)],
+        "steps": [
+            {"text": t, "score": s, "unreadable": False, "cue": s >= detector.threshold}
+            for t, s in zip(texts, scores, strict=True)
+        ],
         "first_cue": 1,
     }
     assert [step["cue"] for step in first["steps"]] == [False, True, True]
     assert (second["id"], second["first_cue"], second["steps"][0]["cue"]) == ("b", None, False)
     assert third == {"id": "c", "steps": [], "first_cue": None}
+    assert [(step["unreadable"], step["cue"]) for step in fourth["steps"]] == [(False, False), (True, True)]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +121,21 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _lines(path, *rows)
 
 
+@pytest.fixture
+def alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny detector is the shipped one, and no authored traces ship."""
+    monkeypatch.setattr("classifiers.gate.DEFAULT", tiny)
+    monkeypatch.setattr("classifiers.corpus.read_authored", list)
+
+
+def deaf(tiny: Path, out: Path) -> Path:
+    """A copy of the tiny detector with a threshold that no score reaches."""
+    shutil.copytree(tiny, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"threshold": 2.0}))
+    return out
+
+
 def train(out: Path, own: Path, tiny: Path, *more: object) -> Result:
     """One retraining of the heads on the tiny encoder."""
     asked = [
@@ -129,6 +156,7 @@ def train(out: Path, own: Path, tiny: Path, *more: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in asked])
 
 
+@pytest.mark.usefixtures("alone")
 def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path, tmp_path: Path) -> None:
     out = tmp_path / "detector"
     shutil.copytree(tiny, out)
@@ -137,6 +165,11 @@ def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path
     assert result.exit_code == 0, result.output
     assert (out / "somebody-elses.onnx").read_bytes() == b"keep me"
     assert "recall complying traces" in result.output
+    counts = read_corpus(own=[own], authored=False).own
+    assert (
+        f"80 own traces, parted by their requests: {counts['train']} are trained on, {counts['val']} validated on, "
+        f"{counts['test']} measured on"
+    ) in " ".join(result.output.split())
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["training"]["how"] == f"heads alone, encoder of {tiny.name}"
     assert manifest["training"]["seed"] == 3
@@ -146,6 +179,7 @@ def test_retraining_replaces_an_artifact_that_is_no_better(tiny: Path, own: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detector"]
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_worse_artifact_is_refused_and_kept_aside(tiny: Path, own: Path, tmp_path: Path) -> None:
     """Labels turned round: cues are called neutral and the other way about."""
     out = tmp_path / "detector"
@@ -166,6 +200,54 @@ def test_a_worse_artifact_is_refused_and_kept_aside(tiny: Path, own: Path, tmp_p
     assert Detector.load(out).version != Detector.load(tiny).version
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_place_that_was_lost_already_is_no_excuse(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is no worse than the artifact in its place must be no worse than the shipped one either."""
+    out, candidate = deaf(tiny, tmp_path / "detector"), deaf(tiny, tmp_path / "detector.candidate")
+    with pytest.raises(typer.Exit) as stopped:
+        settle(candidate, out, Corpus(tiny_traces()), force=False)
+    assert stopped.value.exit_code == 3
+    said = capsys.readouterr().err
+    assert "recall complying traces 1.000 -> 0.000, 100.0 points worse, allowed 2.0, more than chance explains" in said
+    assert f"(against {tiny})" in said
+    assert "--force" in said
+    candidate = deaf(tiny, tmp_path / "detector.candidate")
+    settle(candidate, out, Corpus(tiny_traces()), force=True)
+    assert not candidate.exists()
+    # The other way about: what is better than the one in its place and as good as the shipped one.
+    shutil.copytree(tiny, candidate)
+    settle(candidate, out, Corpus(tiny_traces()), force=False)
+    assert fingerprint(out) == fingerprint(tiny)
+
+
+@pytest.mark.usefixtures("alone")
+def test_export_replaces_no_detector_by_a_worse_one(
+    tiny: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classifiers.network.base_directory", lambda _: tiny_base)
+    monkeypatch.setattr("classifiers.corpus.read_authored", tiny_traces)
+    monkeypatch.setattr("classifiers.corpus.demo_traces", list)
+    torch.manual_seed(0)
+    untrained = StepNetwork(tiny_base, TuneConfig().frozen_layers)
+    save_checkpoint(untrained, tmp_path / "net.safetensors")
+    asked = ["export", str(tmp_path / "net.safetensors"), "--out"]
+    first = CliRunner().invoke(app, [*asked, str(tmp_path / "new")])
+    assert first.exit_code == 0, first.output
+    assert "int8 against float32" in first.output
+    assert Detector.load(tmp_path / "new").manifest.training["how"] == "exported from net.safetensors"
+    out = tmp_path / "detector"
+    shutil.copytree(tiny, out)
+    refused = CliRunner().invoke(app, [*asked, str(out)])
+    assert refused.exit_code == 3, refused.output
+    assert fingerprint(out) == fingerprint(tiny)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["detector", "detector.refused", "new"]
+    forced = CliRunner().invoke(app, [*asked, str(out), "--force"])
+    assert forced.exit_code == 0, forced.output
+    assert fingerprint(out) != fingerprint(tiny)
+
+
 def test_tuning_needs_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--tune learns from texts"):
         run("train", "--tune", "--out", tmp_path / "detector")
@@ -181,6 +263,7 @@ def test_eval_writes_figures_and_plots(tiny: Path, own: Path, tmp_path: Path) ->
     output = run("eval", "--model", tiny, "--data", own, "--out", tmp_path / "eval")
     found = Evaluation.model_validate_json((tmp_path / "eval" / "eval.json").read_text())
     assert found.detector == Detector.load(tiny).version
+    assert found.overall["unreadable_alarming_traces"].n == found.overall["flagged_alarming_traces"].n
     assert {"recall_complying_traces", "calibration_error"} <= set(found.overall)
     assert {"source own", "source authored", "language fr"} <= set(found.slices)
     assert set(found.attacks) == {*ATTACKS, "paraphrase", "translation"}

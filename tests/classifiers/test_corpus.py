@@ -40,6 +40,7 @@ def test_unseen_families_and_languages_are_measured_only() -> None:
         assert part_of(_trace(request, language="fr")) == "test"
         assert part_of(_trace(request, source="demo")) == "train"
         assert part_of(_trace(request)) == part_of_request(request)
+        assert part_of(_trace(request, "own", "fr")) == part_of_request(request)
 
 
 def test_no_request_is_in_two_parts_and_no_measured_request_teaches_risk() -> None:
@@ -71,10 +72,18 @@ def test_own_traces_join_and_bad_lines_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(line) + "\n")
     corpus = read_corpus(own=[path], authored=False)
     assert [trace.id for trace in corpus.traces if trace.source == "own"] == ["mine"]
-    assert {trace.source for trace in corpus.traces} == {"own", "demo"}
+    assert corpus.own == {"train": 0, "val": 0, "test": 0} | {part_of_request("Bake"): 1}
     path.write_text(json.dumps(line | {"label": "odd"}) + "\n")
     with pytest.raises(UserError, match=r"own\.jsonl line 1 is malformed at label"):
         read_corpus(own=[path])
+
+
+def test_without_authored_traces_the_measured_parts_stay_whole() -> None:
+    everything, less = read_corpus(), read_corpus(authored=False)
+    assert {trace.source for trace in less.part("train")} == {"demo"}
+    for part in ("val", "test"):
+        assert [trace.id for trace in less.part(part)] == [trace.id for trace in everything.part(part)]
+    assert not less.requests
 
 
 def test_authored_traces_are_sound() -> None:

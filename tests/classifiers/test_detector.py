@@ -6,20 +6,26 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifiers.detector import Asked, Detector
-from classifiers.encoder import MAX_TOKENS, shorten
+from classifiers.detector import DEFAULT, Asked, Detector
+from classifiers.encoder import MAX_TOKENS, Vector, shorten
 from guard.errors import UserError
 from tests.classifiers.conftest import CUES, SAFE
 
 SHIPPED = Detector.load()
+
+
+def test_the_shipped_artifact_stays_small() -> None:
+    assert sum(path.stat().st_size for path in DEFAULT.iterdir()) <= 30 * 10**6
 
 
 def test_tiny_detector_has_learned(tiny: Path) -> None:
@@ -81,6 +87,20 @@ def test_a_long_text_keeps_its_ends() -> None:
     assert shorten(list(range(10)), 10) == list(range(10))
     assert shorten(list(range(11)), 4) == [0, 1, 9, 10]
     assert len(shorten(list(range(10**5)), MAX_TOKENS)) == MAX_TOKENS
+
+
+class _Contended(OrderedDict[str, Vector]):
+    """Of every vector that is looked up another thread lets go at once."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.pop(key, default)
+
+
+def test_a_vector_that_another_thread_lets_go_is_used_all_the_same() -> None:
+    encoder = Detector.load().encoder
+    first = encoder.embed("a step")
+    encoder._cache = _Contended(encoder._cache)
+    assert encoder.embed("a step") is first
 
 
 def test_a_score_that_is_no_number_counts_as_a_cue(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
+from classifiers.cli import app
 from classifiers.corpus import read_corpus
-from classifiers.review import Reviewed, _spans, doubt, from_rows, parse_spans, review
+from classifiers.detector import Asked
+from classifiers.review import SAMPLED, Reviewed, _spans, doubt, doubtful, from_rows, from_spool, parse_spans, review
+from guard.traces import Intervention, Receipt, Spool, StepRecord, Trace
 from tests.classifiers.conftest import CUES, SAFE
+from tests.guard import kit
 
 ROWS = [
     Reviewed("bad", "How do I steal a lamp?", (SAFE[1], *CUES)),
@@ -101,3 +108,93 @@ def test_rows_are_split_as_live(tmp_path: Path) -> None:
         json.dumps({"id": "a", "request": "r", "reasoning": "One step is here. Two steps are here."}) + "\n"
     )
     assert from_rows(path) == [Reviewed("a", "r", ("One step is here.", "Two steps are here."))]
+
+
+CALM, CUE = kit.encode(kit.CALM), kit.encode(" " + kit.CUE)
+TRIGGER = list(kit.runtime().triggers[0].spaced)
+
+
+def recorded(guard_id: str, policy: str = "default", *, substituted: bool) -> Trace:
+    """A calm step, a cue that was answered, a calm step: the trigger behind the cue, or in its place."""
+    kept = [] if substituted else CUE
+    runs = [(CALM, False, False), (kept, True, False), (TRIGGER, False, True), (CALM, False, False)]
+    output: list[int] = []
+    steps: list[StepRecord] = []
+    for ids, cue, injected in runs:
+        if ids:
+            steps.append(StepRecord(len(output), len(output) + len(ids), "reasoning", None, cue, injected))
+        output += ids
+    answer = Intervention(
+        step=1, at=len(CALM) + len(kept), trigger_id="wait-harm", mode="substitute" if substituted else "inject",
+        cue_ids=CUE if substituted else [], score=0.9,
+    )  # fmt: skip
+    return Trace(
+        guard_id=guard_id, created=1.0, model="kit", tokenizer_hash=kit.runtime().tokenizer_hash, request="How?",
+        prompt_ids=[], output_ids=output, steps=steps,
+        receipt=Receipt(
+            guard_id=guard_id, policy=policy, policy_hash="h", detector="d", engine="e", interventions=[answer]
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """The directory of a model with the kit's tokenizer."""
+    path = tmp_path / "kit"
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    kit.tokenizer().save(str(path / "tokenizer.json"))
+    return str(path)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """Traces of both modes, and a probe."""
+    for trace in (
+        recorded("injected", substituted=False),
+        recorded("replaced", substituted=True),
+        recorded("proof", "probe", substituted=False),
+    ):
+        Spool(tmp_path / "traces").append(trace)
+    return tmp_path / "traces"
+
+
+def test_traces_are_read_as_the_model_wrote_them(spool: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triggers and probes are left out, a cue that a trigger took the place of is back; the tokenizer is read once."""
+    from guard.sidecar import model as models
+
+    read, find = list[str](), models.find_model
+    monkeypatch.setattr(models, "find_model", lambda asked: read.append(asked) or find(asked))
+    steps = (kit.CALM, kit.CUE, kit.CALM)
+    assert from_spool(spool, model) == [Reviewed("injected", "How?", steps), Reviewed("replaced", "How?", steps)]
+    assert read == [model]
+
+
+def test_label_asks_about_traces(spool: Path, model: str, tiny: Path, tmp_path: Path) -> None:
+    asked = ["label", "--traces", spool, "--model", model, "--detector", tiny, "--out", tmp_path / "mine.jsonl"]
+    result = CliRunner().invoke(app, [str(arg) for arg in asked], input="h\n1\n\nh\n1\n\n")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} == {"injected", "replaced"}
+    assert {str(line["steps"]) for line in lines} == {
+        str([[kit.CALM, "neutral"], [kit.CUE, "cue"], [kit.CALM, "neutral"]])
+    }
+
+
+def test_of_many_traces_a_sample_is_scored() -> None:
+    class Counting(kit.WordDetector):
+        scored = 0
+
+        def score_batch(self, asked: Sequence[Asked], *, first_tier: bool = True) -> npt.NDArray[np.float32]:
+            self.scored += 1
+            return np.array([float(asked[0].step)], np.float32)
+
+    rows = [Reviewed(str(i), "r", (str(i / 1000),)) for i in range(1000)]
+    detector = Counting()
+    found = doubtful(rows, detector, 3)
+    assert detector.scored == 3 * SAMPLED
+    distances = [abs(scores[0] - 0.5) for _, scores in found]
+    assert len(found) == 3
+    assert distances == sorted(distances)
+    assert found == doubtful(rows, detector, 3)
+    assert len(doubtful(rows[:2], detector, 3)) == 2

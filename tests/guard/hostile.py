@@ -78,6 +78,7 @@ def _policies(count: int) -> list[Policy]:
                 "max_step_tokens": draw.choice([8, 20, 96]),
                 "fail_mode": draw.choice(["closed", "open"]),
                 "unreadable": draw.choice(["cue", "flag"]),
+                "triggers": draw.choice([(), ("victim",), ("victim", "danger")]),
             }
         )
         for _ in range(count)

@@ -6,7 +6,7 @@ import pytest
 
 from guard.monitor import StepMonitor
 from guard.policy import Policy
-from guard.traces import Intervention, StepRecord
+from guard.traces import Intervention, Rung, StepRecord
 from guard.triggers import POOL, REFUSAL, STOPPING
 from tests.guard import kit
 
@@ -155,6 +155,31 @@ def test_the_ladder_is_climbed_rung_by_rung() -> None:
     assert said == f" {STOPPING}</think>\n{REFUSAL}<|im_end|>"
     assert output[-1] == runtime.eos
     assert all(i.completed for i in receipt.interventions)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "triggers", "answers"),
+    [
+        (Policy().ladder, ("wait-harm",), ["trigger wait-harm", "refuse refuse"]),
+        (("strong", "strong", "stop", "refuse"), ("victim",), ["strong victim", "stop stop", "refuse refuse"]),
+        (
+            ("trigger", "trigger", "refuse", "strong", "stop"), ("victim",),
+            ["trigger victim", "refuse refuse", "stop stop"],
+        ),
+        (("trigger", "strong", "trigger"), ("victim",), ["trigger victim"]),
+        (("refuse", "trigger", "trigger"), ("victim",), ["refuse refuse", "trigger victim"]),
+    ],
+)  # fmt: skip
+def test_a_rung_without_a_trigger_left_is_passed_over(
+    ladder: tuple[Rung, ...], triggers: tuple[str, ...], answers: list[str]
+) -> None:
+    policy = Policy(threshold=0.5, ladder=ladder, triggers=triggers, zones=("reasoning", "answer"))
+    watcher = kit.monitor(policy)
+    output = kit.generate(watcher, CUE * 8)
+    assert [f"{i.rung} {i.trigger_id}" for i in watcher.receipt.interventions] == answers
+    assert sum(step.cue for step in watcher.steps) == 8
+    again = kit.replay(kit.monitor(policy), output)
+    assert (again.steps, again.receipt) == (watcher.steps, watcher.receipt)
 
 
 def test_a_refusal_in_the_answer_closes_nothing() -> None:

@@ -154,6 +154,19 @@ def test_the_ladder_ends_a_model_that_will_not_be_turned() -> None:
     assert len(model.asked) == 2, "a refusal needs no engine"
 
 
+def test_without_a_trigger_left_the_ladder_goes_on_as_it_does_under_injection() -> None:
+    policy = SUBSTITUTE.model_copy(update={"triggers": ("victim",)})
+    model = Model(lambda output: [*CUE, *CUE, *ANSWER])
+    found, _ = run(model, policy)
+    injected = kit.monitor(policy.model_copy(update={"mode": "inject"}))
+    kit.generate(injected, [*CUE, *CUE, *ANSWER])
+    answers = [(i.rung, i.trigger_id) for i in found.monitor.receipt.interventions]
+    assert answers == [("trigger", "victim"), ("refuse", "refuse")]
+    assert answers == [(i.rung, i.trigger_id) for i in injected.receipt.interventions]
+    assert (found.finish, found.output[-1]) == ("stop", EOS)
+    assert differences(trace_of(found.output, found.monitor, "reasoning", kit.runtime(policy)), policy) == []
+
+
 def test_a_ladder_that_is_used_up_lets_the_next_cue_through() -> None:
     policy = SUBSTITUTE.model_copy(update={"ladder": ("trigger",)})
     found, _ = run(Model(lambda output: [*CUE, *ANSWER]), policy)

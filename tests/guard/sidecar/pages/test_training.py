@@ -11,10 +11,10 @@ import pytest
 from classifiers.build import data_hash_of
 from classifiers.corpus import part_of_request, read_corpus
 from classifiers.detector import Detector
-from classifiers.detector_cli import reviewed_rows
 from classifiers.head_fit import _Columns
 from classifiers.labels import LabelledTrace
 from classifiers.reviewed import from_store
+from classifiers.train_cli import reviewed_rows
 from classifiers.tune import step_weights
 from classifiers.vectors import RiskVectors, encode_traces
 from guard.store import reviews
