@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
+from starlette.applications import Starlette
 
 from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
-from guard.sidecar.serve import _Server
+from guard.sidecar.server import Server
 from tests.guard.sidecar import test_sidecar
 from tests.guard.sidecar.test_responses import events_of
 from tests.guard.sidecar.test_sidecar import HELLO, Front, Start
@@ -157,13 +157,13 @@ def test_a_drain_ends_when_its_time_is_over() -> None:
 
 
 def test_the_first_sigterm_drains_and_the_second_stops() -> None:
-    limits = Limits(Metrics())
-    server = _Server(uvicorn.Config(lambda: None), limits, 60)
+    nothing, limits = Starlette(), Limits(Metrics())
+    server = Server(nothing, limits, 60)
     server.handle_exit(signal.SIGTERM, None)
     assert (limits.draining, server.should_exit) == (True, False)
     server.handle_exit(signal.SIGTERM, None)
     assert server.should_exit
-    interrupted = _Server(uvicorn.Config(lambda: None), Limits(Metrics()), 60)
+    interrupted = Server(nothing, Limits(Metrics()), 60)
     interrupted.handle_exit(signal.SIGINT, None)
     assert interrupted.should_exit
 
