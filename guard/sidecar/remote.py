@@ -14,7 +14,6 @@ from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.context import build_sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.feeder import Feeder
-from guard.sidecar.limits import Limits
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
@@ -76,7 +75,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     sidecar.completions = settings.completions
-    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.limits = settings.limits(sidecar.metrics)
     return Prepared(None, sidecar, model, feeder, review_pages(settings, sidecar, model))
 
 

@@ -30,7 +30,8 @@ from guard.sidecar.canary import PERCENT
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.keeper import RESTARTS, Keeper
-from guard.sidecar.limits import DRAIN, SECONDS, STREAMS, Limits
+from guard.sidecar.limits import BODY, DRAIN, SECONDS, STREAMS, Limits
+from guard.sidecar.metrics import Metrics
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.pages.app import create_pages
@@ -75,6 +76,8 @@ class ServeSettings:
     """Requests under way at most; 0: any number."""
     request_seconds: float = SECONDS
     """That one request may take; 0: any time."""
+    body_seconds: float = BODY
+    """That its body may take; 0: any time."""
     drain_seconds: float = DRAIN
     """That requests under way get after SIGTERM."""
     engine_restarts: int = RESTARTS
@@ -90,6 +93,10 @@ class ServeSettings:
     """A new detector that is compared with the one in force, and decides nothing; None: there is none."""
     canary_percent: float = PERCENT
     """Of how many requests in a hundred it sees the steps."""
+
+    def limits(self, metrics: Metrics) -> Limits:
+        """The sidecar's, as asked for."""
+        return Limits(metrics, self.max_streams, self.request_seconds, self.body_seconds)
 
 
 @dataclass
@@ -156,7 +163,7 @@ def prepare(settings: ServeSettings) -> Prepared:
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
     sidecar.completions = settings.completions
-    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.limits = settings.limits(sidecar.metrics)
     if isinstance(sidecar.probe, Probe):
         sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
