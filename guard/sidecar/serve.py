@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from classifiers.detector import Detector
 from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
-from guard.engine.session import EngineSettings
+from guard.engine.settings import EngineSettings
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
