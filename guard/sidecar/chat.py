@@ -105,7 +105,8 @@ class Exchange:
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
-        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}}
+        told = {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}
+        self._body = {**admitted.body, **tenant.salted(sidecar.secret), "vllm_xargs": told}
         self._path = COMPLETIONS if admitted.raw else CHAT
         # Only a chat is taken apart.
         if sidecar.keep_special and not admitted.raw:

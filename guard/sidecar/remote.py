@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Sequence
 
 from classifiers.detector import Detector
@@ -60,7 +61,8 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         Neutraliser(model.tokenizer),
         clients[0],
         SpoolFollower(traces),
-        secret="",
+        # The engines learn nothing of it: tenants' cache salts are made from it.
+        secret=secrets.token_urlsafe(32),
         alive=lambda: True,
         spool=spool,
         served_name=offer.model,
