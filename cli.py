@@ -75,6 +75,7 @@ def serve(
     completions: Annotated[bool, typer.Option("--completions", help="Serve /v1/completions: raw prompts.")] = False,
     max_streams: Annotated[int, typer.Option(min=0, help="Requests under way at most; 0: any number.")] = 512,
     request_seconds: Annotated[float, typer.Option(min=0, help="Longest time for one request; 0: any.")] = 1800,
+    body_seconds: Annotated[float, typer.Option(min=0, help="Longest time for a request's body; 0: any.")] = 30,
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
     engine_restarts: Annotated[int, typer.Option(min=0, help="Starts of a dying engine, in a row.")] = 5,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Of what goes to standard error.")] = "text",
@@ -104,9 +105,9 @@ def serve(
         ServeSettings(
             model, traces, policy, detector, host, port, store, versions, vllm_args=tuple(vllm_args or ()), keys=keys,
             admin_token_file=admin_token_file, reviewers=reviewers, max_streams=max_streams,
-            request_seconds=request_seconds, drain_seconds=drain_seconds, engine_restarts=engine_restarts,
-            log_format=log_format, otel=otel, completions=completions, upstreams=tuple(upstream or ()), canary=canary,
-            canary_percent=canary_percent,
+            request_seconds=request_seconds, body_seconds=body_seconds, drain_seconds=drain_seconds,
+            engine_restarts=engine_restarts, log_format=log_format, otel=otel, completions=completions,
+            upstreams=tuple(upstream or ()), canary=canary, canary_percent=canary_percent,
         )
     )  # fmt: skip
 

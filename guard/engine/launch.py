@@ -22,7 +22,7 @@ from typing import IO
 
 import guard
 from guard.engine.hardware import fast_dtype
-from guard.engine.session import EngineSettings
+from guard.engine.settings import SECRET_VARIABLE, EngineSettings
 from guard.errors import UserError
 
 #: Names that vLLM imports; kept here so that this module imports no vLLM (`guard.engine.adapter.FQCN` is the same).
@@ -32,6 +32,7 @@ WEIGHTS = "guard.sidecar.reload.WeightsRoute"
 #: Engine core and model in one process. vLLM's choice on CPUs is a worker of its own, for which the core waits in a
 #: busy loop: on two cores half of the machine (132 against 198 tokens/s over HTTP, 48 requests in flight).
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+_RAY_COPIES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 CPU_CONTEXT = 4096
 CPU_KV_GIB = "2"
 STOP_GRACE = 10.0
@@ -116,7 +117,8 @@ def build_command(
     for option, values in _defaults(served_name, parser, context, one_worker=not _parallel(vllm_args)).items():
         if not any(option.startswith(name) for name in given):
             argv += [option, *values]
-    return EngineCommand((*argv, *vllm_args), _environment(model, api_key, given), f"http://127.0.0.1:{port}", api_key)
+    env = _environment(model, {"VLLM_API_KEY": api_key, **settings.environment}, given)
+    return EngineCommand((*argv, *vllm_args), env, f"http://127.0.0.1:{port}", api_key)
 
 
 def _defaults(served_name: str, parser: str | None, context: int | None, *, one_worker: bool) -> dict[str, list[str]]:
@@ -134,15 +136,17 @@ def _defaults(served_name: str, parser: str | None, context: int | None, *, one_
     return defaults
 
 
-def _environment(model: str, api_key: str, given: set[str]) -> dict[str, str]:
-    """The key travels here and not on the command line, which every local user can read."""
+def _environment(model: str, hidden: Mapping[str, str], given: set[str]) -> dict[str, str]:
+    """`hidden` travels here and not on the command line, which every local user can read."""
     root = str(Path(guard.__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
     env = dict(os.environ)
     # Tests run their own engine in one process; the server cannot.
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     env |= {
-        "VLLM_API_KEY": api_key,
+        **hidden,
+        # vLLM's workers under Ray would get its own variables alone, and decide differently from the first rank.
+        _RAY_COPIES: ",".join(filter(None, (os.environ.get(_RAY_COPIES), SECRET_VARIABLE))),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
@@ -208,7 +212,8 @@ class Engine:
     def start(self) -> None:
         """Starts the server; its output goes to `log`. UserError when the log cannot be written."""
         try:
-            out: IO[bytes] = self.log.open("ab")
+            # What vLLM writes there is the operator's alone, as the spool is.
+            out: IO[bytes] = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
         except OSError as error:
             raise UserError(f"Engine log {self.log} cannot be written", got=error.strerror) from error
         with out:

@@ -11,13 +11,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pydantic import BaseModel, ConfigDict
 
 from classifiers.detector import Asked, Detector, RequestContext
 from guard.engine.params import RequestArgs
+from guard.engine.settings import EngineSettings
 from guard.engine.views import Views
 from guard.monitor import StepMonitor
 from guard.policy import load_policy
@@ -41,26 +39,6 @@ PROBE_POLICY = {
     # Its text is ours, and the proof reads the trigger's ids.
     "log_content": "full",
 }
-
-
-class EngineSettings(BaseModel):
-    """The guard's part of vLLM's `additional_config` (key `reasonguard`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    policy: Path | None = None
-    detector: Path | None = None
-    """Detector directory; None is the packaged default."""
-    detectors: Path | None = None
-    """Directory of detectors by fingerprint, which requests may name; it only grows."""
-    spool: Path
-    """Directory that traces are appended to."""
-    allow_off: bool = False
-    """Whether a request may switch the guard off; `serve` never sets it."""
-    secret: str | None = None
-    """Shared with the sidecar alone. A request that carries it as `guard_probe` gets a real injection after its first
-    token, the proof of life; one that carries it as `guard_aside` is watched by the sidecar itself; one that carries it
-    as `guard_secret` names its policy. One that carries it nowhere gets the engine's policy at its strictest."""
 
 
 class GuardedRequest:
@@ -194,7 +172,7 @@ class EngineGuard:
             )
         if vllm_config.speculative_config is not None:
             raise ValueError("the guard cannot enforce under speculative decoding: start without --speculative-config")
-        config = EngineSettings.model_validate(settings)
+        config = EngineSettings.received(settings)
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         backend = tokenizer.backend_tokenizer
         runtime = GuardRuntime.build(

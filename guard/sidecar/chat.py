@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -61,7 +61,7 @@ async def completions(request: Request) -> Response:
 async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Response:
     sidecar: Sidecar = request.app.state.sidecar
     try:
-        body = await _body(request, sidecar.max_body)
+        body = await request.body()
         admitted = admit(body) if len(body) <= _SMALL else await run_in_threadpool(admit, body)
         # `Limited` ends a stream in it that takes too long.
         request.state.wording = admitted.wording
@@ -71,9 +71,6 @@ async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Resp
     except ApiError as error:
         sidecar.metrics.requests.labels("refused" if isinstance(error, Refused) else "unavailable").inc()
         return error.response()
-    except ClientDisconnect:
-        sidecar.metrics.requests.labels("disconnected").inc()
-        return Response(status_code=499)
     try:
         return await _until_gone(request, _answer(exchange, stream=admitted.stream))
     except _Gone:
@@ -108,7 +105,8 @@ class Exchange:
         self.guard_id = uuid.uuid4().hex
         self.headers = {ID_HEADER: self.guard_id}
         self._followed = sidecar.followed
-        self._body = {**admitted.body, "vllm_xargs": {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}}
+        told = {"guard_id": self.guard_id, **tenant.named(sidecar.secret)}
+        self._body = {**admitted.body, **tenant.salted(sidecar.secret), "vllm_xargs": told}
         self._path = COMPLETIONS if admitted.raw else CHAT
         # Only a chat is taken apart.
         if sidecar.keep_special and not admitted.raw:
@@ -247,19 +245,6 @@ async def _to_its_end(events: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(_ENDING):
             async for _ in events:
                 pass
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    too_large = Refused(f"The body is larger than {limit} bytes.", code="body_too_large", status=413)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

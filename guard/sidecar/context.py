@@ -46,7 +46,7 @@ class Sidecar:
     spool: Spool
     """Where the sidecar writes the traces of what it watched itself."""
     secret: str
-    """Shared with the engine's guard alone."""
+    """Shared with the engine's guard alone; tenants' cache salts are made from it."""
     base: Served
     """The weights that the engine was started with."""
     served_name: str = "default"

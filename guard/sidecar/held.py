@@ -56,6 +56,7 @@ class HeldExchange:
         sidecar.holding.add(self)
         self._body, self._request = admitted.body, admitted.request
         self._sampling = {k: v for k, v in admitted.body.items() if k not in _NOT_SAMPLING}
+        self._sampling |= tenant.salted(sidecar.secret)
         self._created = int(time.time())
 
     async def start(self) -> None:

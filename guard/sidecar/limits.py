@@ -1,4 +1,4 @@
-"""How many requests are under way, how long one may take, and when none is taken any more."""
+"""How many requests are under way, how long one and its body may take, and when none is taken any more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.policy import Policy
-from guard.sidecar.errors import ApiError
+from guard.sidecar.errors import ApiError, Refused
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.observe import note
 from guard.sidecar.proof import ID_HEADER, Attached
@@ -19,17 +21,21 @@ from guard.sidecar.proof import ID_HEADER, Attached
 if TYPE_CHECKING:
     from guard.sidecar.context import Sidecar
 
-STREAMS, SECONDS, DRAIN = 512, 1800.0, 30.0
+STREAMS, SECONDS, BODY, DRAIN = 512, 1800.0, 30.0, 30.0
+_WAITING = 256 * 1024 * 1024
+"""Bytes that bodies may hold together whose end has not come: they take no place, so nothing else bounds them."""
 _LAST_WORDS = 5.0
 """Seconds that a client that reads slowly gets to be told."""
 
 
 class Limits:
-    """One sidecar's limits and what is under way. `streams` and `seconds`: 0 is no limit."""
+    """One sidecar's limits and what is under way. `streams`, `seconds` and `body_seconds`: 0 is no limit."""
 
-    def __init__(self, metrics: Metrics, streams: int = STREAMS, seconds: float = SECONDS) -> None:
-        self._metrics, self._streams, self.seconds = metrics, streams, seconds
-        self._drained_by = float("inf")
+    def __init__(
+        self, metrics: Metrics, streams: int = STREAMS, seconds: float = SECONDS, body_seconds: float = BODY
+    ) -> None:
+        self._metrics, self._streams, self.seconds, self.body_seconds = metrics, streams, seconds, body_seconds
+        self._drained_by, self._waiting = float("inf"), 0
         self.under_way = 0
         self.draining = False
 
@@ -43,14 +49,46 @@ class Limits:
         """Whether it may stop: nothing is under way, or it has had its time."""
         return self.draining and (not self.under_way or time.monotonic() >= self._drained_by)
 
-    @contextlib.contextmanager
-    def one_more(self) -> Iterator[None]:
-        """One request, from its first byte to its response's last. ApiError 503 when it cannot be taken."""
+    def check_free(self) -> None:
+        """ApiError 503 when no request can be taken."""
         if self.draining:
             raise self._turned_away("drain", 503, "draining", "This server is stopping.")
         if self._streams and self.under_way >= self._streams:
             sentence = f"{self.under_way} requests are under way, as many as are taken at once."
             raise self._turned_away("streams", 503, "overloaded", sentence)
+
+    async def body(self, request: Request, most: int) -> bytes:
+        """A request's whole body. Refused 413 when it is larger than `most`, ApiError 408 when it takes longer than it
+        may, 503 when too much of others is waited for; ClientDisconnect."""
+        try:
+            async with asyncio.timeout(self.body_seconds or None):
+                return await self._read(request, most)
+        except TimeoutError:
+            sentence = f"The body took longer than {self.body_seconds:g} s."
+            raise self._turned_away("body", 408, "body_timeout", sentence) from None
+
+    async def _read(self, request: Request, most: int) -> bytes:
+        too_large = Refused(f"The body is larger than {most} bytes.", code="body_too_large", status=413)
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                self._waiting += len(chunk)
+                if len(body) > most:
+                    raise too_large
+                if self._waiting > _WAITING:
+                    raise self._turned_away("body", 503, "overloaded", "Too many bodies are on their way.")
+            return bytes(body)
+        finally:
+            self._waiting -= len(body)
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """One request, from its body's last byte to its response's. ApiError 503 when it cannot be taken."""
+        self.check_free()
         self.under_way += 1
         try:
             yield
@@ -67,8 +105,12 @@ class Limits:
         return ApiError(status, code, sentence)
 
 
+#: What an answer of ours carries: a 503 is over soon, and of a body that never came nothing more is waited for.
+HEADERS = {503: {"retry-after": "1"}, 408: {"connection": "close"}}
+
+
 class Limited:
-    """ASGI middleware: keeps every POST below `/v1/` within the limits."""
+    """ASGI middleware: keeps every POST below `/v1/` within the limits. Who has not sent its body takes no place."""
 
     def __init__(self, app: ASGIApp, sidecar: Sidecar) -> None:
         self._app, self._sidecar = app, sidecar
@@ -80,11 +122,19 @@ class Limited:
             return
         limits, answer = self._sidecar.limits, _Answer(send)
         try:
+            # Whoever cannot be taken is told before it sends anything.
+            limits.check_free()
+            body = await limits.body(Request(scope, receive), self._sidecar.max_body)
             with limits.one_more():
                 async with asyncio.timeout(limits.seconds or None) as clock:
-                    await self._app(scope, receive, answer)
+                    await self._app(scope, _replayed(body, receive), answer)
         except ApiError as error:
-            await error.response({"retry-after": "1"})(scope, receive, send)
+            if isinstance(error, Refused):
+                self._sidecar.metrics.requests.labels("refused").inc()
+            await error.response(HEADERS.get(error.status))(scope, receive, send)
+        except ClientDisconnect:
+            self._sidecar.metrics.requests.labels("disconnected").inc()
+            await Response(status_code=499)(scope, receive, send)
         except TimeoutError:
             if not clock.expired():
                 raise
@@ -110,6 +160,20 @@ def _last_event(guard_id: str, error: ApiError, policy: Policy) -> dict[str, Any
     )  # fmt: skip
     event = {"object": "chat.completion.chunk", "choices": [], "reasonguard": receipt.model_dump(exclude_none=True)}
     return event | error.body()
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """`receive` of a request whose body has been read."""
+    read = False
+
+    async def again() -> Message:
+        nonlocal read
+        if read:
+            return await receive()
+        read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
 
 
 class _Answer:

@@ -62,6 +62,7 @@ _REFUSALS: Mapping[int, str] = {
     400: "Refused by the parameter firewall, or by the engine.",
     401: "No key that is known here (`serve --keys`).",
     404: "The engine has no such model, or `/v1/completions` is off (`serve --completions`).",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     422: "The engine cannot read it.",
     429: "Beyond a quota; `Retry-After` says for how long.",

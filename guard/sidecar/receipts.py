@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from guard.errors import UserError
 from guard.traces import Trace
 
 WAIT_SECONDS = 5.0
@@ -41,7 +42,13 @@ class SpoolFollower:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._files = {path: _File(size) for path, size in self._sizes().items()}
+        self._files: dict[Path, _File] = {}
+        try:
+            self._files = {path: _File(size) for path, size in self._sizes().items()}
+        except FileNotFoundError:
+            pass  # It will be made: whatever is in it then is new.
+        except OSError as error:
+            raise UserError(f"Trace directory {directory} cannot be read", got=error.strerror) from error
         self._expected: dict[str, _Expected] = {}
         self._wanted = asyncio.Event()
         self._waiting = 0
@@ -95,8 +102,11 @@ class SpoolFollower:
                 await asyncio.wait_for(self._wanted.wait(), _SLOW)
 
     def poll(self) -> None:
-        """Reads what the files have grown by."""
-        sizes = self._sizes()
+        """Reads what the files have grown by. Where nobody can look (too many open files), everything waits."""
+        try:
+            sizes = self._sizes()
+        except OSError:
+            return
         for path in self._files.keys() - sizes.keys():
             del self._files[path]
         for path, size in sorted(sizes.items()):
@@ -108,15 +118,21 @@ class SpoolFollower:
                 self._read(path, file)
 
     def _sizes(self) -> dict[Path, int]:
-        try:
-            with os.scandir(self._directory) as entries:
-                return {
-                    Path(entry.path): entry.stat().st_size
-                    for entry in entries
-                    if entry.name.startswith("spool-") and entry.name.endswith(".jsonl")
-                }
-        except OSError:
-            return {}
+        """How large each file is; OSError when the directory cannot be read.
+
+        A file that cannot be looked at is as it was: one forgotten would be read, and charged, again from its start.
+        """
+        sizes = {}
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.startswith("spool-") and entry.name.endswith(".jsonl"):
+                    path = Path(entry.path)
+                    try:
+                        sizes[path] = entry.stat().st_size
+                    except OSError:
+                        if path in self._files:
+                            sizes[path] = self._files[path].offset
+        return sizes
 
     def _read(self, path: Path, file: _File) -> None:
         try:

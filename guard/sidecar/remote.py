@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Sequence
 
 from classifiers.detector import Detector
@@ -14,7 +15,6 @@ from guard.sidecar.admin import Reloader, admin_token
 from guard.sidecar.context import build_sidecar
 from guard.sidecar.errors import ApiError
 from guard.sidecar.feeder import Feeder
-from guard.sidecar.limits import Limits
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.receipts import SpoolFollower
@@ -61,7 +61,8 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         Neutraliser(model.tokenizer),
         clients[0],
         SpoolFollower(traces),
-        secret="",
+        # The engines learn nothing of it: tenants' cache salts are made from it.
+        secret=secrets.token_urlsafe(32),
         alive=lambda: True,
         spool=spool,
         served_name=offer.model,
@@ -76,7 +77,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
     feeder.open()
     sidecar.completions = settings.completions
-    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.limits = settings.limits(sidecar.metrics)
     return Prepared(None, sidecar, model, feeder, review_pages(settings, sidecar, model))
 
 

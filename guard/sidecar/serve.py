@@ -12,16 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 from starlette.types import ASGIApp
 
 from classifiers.detector import Detector
 from guard.engine.launch import Engine, build_command, check_vllm_args, has_gpu
-from guard.engine.session import EngineSettings
+from guard.engine.settings import EngineSettings
 from guard.errors import UserError
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
@@ -32,7 +30,8 @@ from guard.sidecar.canary import PERCENT
 from guard.sidecar.context import Sidecar, build_sidecar
 from guard.sidecar.feeder import Feeder
 from guard.sidecar.keeper import RESTARTS, Keeper
-from guard.sidecar.limits import DRAIN, SECONDS, STREAMS, Limits
+from guard.sidecar.limits import BODY, DRAIN, SECONDS, STREAMS, Limits
+from guard.sidecar.metrics import Metrics
 from guard.sidecar.model import ServedModel, find_model
 from guard.sidecar.neutral import Neutraliser
 from guard.sidecar.pages.app import create_pages
@@ -42,6 +41,7 @@ from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.probe import Probe
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
+from guard.sidecar.server import Server, open_many_files
 from guard.sidecar.signals import handled, reload_by_signal, stop_by_signal
 from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
@@ -49,8 +49,6 @@ from guard.traces import Spool
 from guard.weights import Registry, known_weights, weights_hash
 
 log = logging.getLogger(__name__)
-
-_SHUTDOWN_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,8 @@ class ServeSettings:
     """Requests under way at most; 0: any number."""
     request_seconds: float = SECONDS
     """That one request may take; 0: any time."""
+    body_seconds: float = BODY
+    """That its body may take; 0: any time."""
     drain_seconds: float = DRAIN
     """That requests under way get after SIGTERM."""
     engine_restarts: int = RESTARTS
@@ -93,6 +93,10 @@ class ServeSettings:
     """A new detector that is compared with the one in force, and decides nothing; None: there is none."""
     canary_percent: float = PERCENT
     """Of how many requests in a hundred it sees the steps."""
+
+    def limits(self, metrics: Metrics) -> Limits:
+        """The sidecar's, as asked for."""
+        return Limits(metrics, self.max_streams, self.request_seconds, self.body_seconds)
 
 
 @dataclass
@@ -159,7 +163,7 @@ def prepare(settings: ServeSettings) -> Prepared:
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
     sidecar.completions = settings.completions
-    sidecar.limits = Limits(sidecar.metrics, settings.max_streams, settings.request_seconds)
+    sidecar.limits = settings.limits(sidecar.metrics)
     if isinstance(sidecar.probe, Probe):
         sidecar.keeper = Keeper(engine, sidecar.probe, sidecar.versions, sidecar.metrics, settings.engine_restarts)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
@@ -184,6 +188,7 @@ def serve(settings: ServeSettings, console: Console | None = None) -> None:
 
     UserError when the engine does not start, or has died too often."""
     logs.set_up(settings.log_format)
+    open_many_files()
     # As JSON, nothing but JSON goes to standard error.
     console = console or Console(stderr=True, quiet=settings.log_format == "json")
     if settings.otel or tracing.wanted():
@@ -238,35 +243,13 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
         server.lost = server.should_exit = True
 
     app = create_app(parts.sidecar, on_ready=ready, on_lost=lost, pages=parts.pages)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
-    server = _Server(config, parts.sidecar.limits, settings.drain_seconds)
+    server = Server(app, parts.sidecar.limits, settings.drain_seconds)
     with status, reload_by_signal(parts.sidecar.reloader):
         server.run(sockets=[listener])
     if server.lost and engine is not None:
         served = parts.sidecar.keeper is not None and parts.sidecar.keeper.served
         what = "and is not started again" if served else "while it was starting"
         raise UserError(f"The engine stopped {what}", got=engine.last_words(1), fix=f"Read {engine.log}")
-
-
-class _Server(uvicorn.Server):
-    """Drains on SIGTERM. Ctrl-C, or a second SIGTERM, stops at once: what is under way gets 5 seconds."""
-
-    def __init__(self, config: uvicorn.Config, limits: Limits, drain_seconds: float) -> None:
-        super().__init__(config)
-        self._limits, self._drain_seconds = limits, drain_seconds
-        self.lost = False
-        """Whether the engine has stopped for good."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Runs as the signal's handler."""
-        if sig == signal.SIGTERM and not self._limits.draining:
-            self._limits.drain(self._drain_seconds)
-        else:
-            super().handle_exit(sig, frame)
-
-    async def on_tick(self, counter: int) -> bool:
-        """True ends the server."""
-        return await super().on_tick(counter) or self._limits.drained
 
 
 @contextlib.contextmanager

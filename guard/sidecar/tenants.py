@@ -51,6 +51,13 @@ class Tenant:
             told["guard_detector"] = self.detector
         return told
 
+    def salted(self, secret: str) -> dict[str, str]:
+        """What parts its prompts from other tenants' in the engine's prefix cache: how soon a first token comes would
+        tell whether somebody had sent the same prompt before. Nothing where there are no tenants."""
+        if not self.name:
+            return {}
+        return {"cache_salt": hmac.new(secret.encode(), self.name.encode(), "sha256").hexdigest()}
+
 
 def holder(keys: Mapping[str, Tenant], authorization: str) -> Tenant | None:
     """Whose key an `Authorization` header carries; None: nobody's. `keys`: by their hash.

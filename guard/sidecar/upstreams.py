@@ -38,6 +38,11 @@ class Remote:
     turn: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def stale(self) -> bool:
+        """Whether it takes requests on a proof that is due to be renewed."""
+        return self.reason is None and time.monotonic() - self.proved >= MAX_AGE
+
 
 class Upstreams:
     """All engines of one sidecar; `run` must be running. Stands where one engine's `Probe` does."""
@@ -104,20 +109,24 @@ class Upstreams:
             if not await remote.client.healthy():
                 remote.reason = "it does not answer /health"
             elif remote.reason is not None:
-                await self._prove(remote)
+                async with remote.lock:
+                    await self._prove(remote)
             await asyncio.sleep(self._interval)
 
     async def _renew(self, remote: Remote) -> None:
-        if remote.reason is None and time.monotonic() - remote.proved >= MAX_AGE:
-            await self._prove(remote)
+        if remote.stale:
+            async with remote.lock:
+                # All who asked meanwhile share the probe of the first.
+                if remote.stale:
+                    await self._prove(remote)
 
     async def _prove(self, remote: Remote) -> None:
-        async with remote.lock:
-            try:
-                remote.reason = await self._prove_one(remote.client, self.tenant.runtime)
-            except ApiError as error:
-                remote.reason = error.message
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing was proven, and the checks must go on
-                remote.reason = f"the probe failed: {type(error).__name__}: {error}"
-            if remote.reason is None:
-                remote.proved = time.monotonic()
+        """Probes an engine whose lock is held."""
+        try:
+            remote.reason = await self._prove_one(remote.client, self.tenant.runtime)
+        except ApiError as error:
+            remote.reason = error.message
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing was proven, and the checks must go on
+            remote.reason = f"the probe failed: {type(error).__name__}: {error}"
+        if remote.reason is None:
+            remote.proved = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 import cli
 from classifiers.detector import Detector
 from guard.engine.launch import EngineCommand, free_port
-from guard.engine.session import EngineSettings
+from guard.engine.settings import EngineSettings
 from guard.policy import load_policy
 from guard.runtime import GuardRuntime
 from guard.sidecar import serve

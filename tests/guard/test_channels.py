@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from guard.engine import rows
-from guard.engine.session import EngineGuard, EngineSettings
+from guard.engine.session import EngineGuard
+from guard.engine.settings import EngineSettings
 from guard.monitor import StepMonitor
 from guard.policy import Policy
 from guard.prompt import PromptReader

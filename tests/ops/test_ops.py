@@ -13,7 +13,7 @@ import yaml
 from typer.main import get_command
 
 import cli
-from guard.sidecar.limits import DRAIN, SECONDS, STREAMS
+from guard.sidecar.limits import BODY, DRAIN, SECONDS, STREAMS
 from guard.sidecar.serve import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,7 @@ def test_the_command_line_has_the_defaults_that_serve_has() -> None:
     found = {each.name: each.default for each in COMMANDS["serve"].params}
     assert found["port"] == DEFAULTS.port == 8000
     assert (found["max_streams"], found["request_seconds"], found["drain_seconds"]) == (STREAMS, SECONDS, DRAIN)
+    assert found["body_seconds"] == BODY
     assert found["engine_restarts"] == DEFAULTS.engine_restarts
     assert (found["log_format"], found["otel"]) == (DEFAULTS.log_format, DEFAULTS.otel) == ("text", False)
 

@@ -17,6 +17,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guard.sidecar.errors import ApiError
+from guard.sidecar.limits import HEADERS
 from guard.sidecar.pages import views
 from guard.sidecar.pages.login import Logins, Sessions, is_ours, token
 from guard.sidecar.pages.reviewers import Reviewers
@@ -77,7 +79,7 @@ def create_pages(site: Site, reviewers: Reviewers, logins: Logins | None = None)
             action("/undo", views.undo),
             Route("/login", _login_page(logins), methods=["GET"]),
             Route("/login", _login(site, logins), methods=["POST"]),
-            Route("/logout", _logout(logins), methods=["POST"]),
+            Route("/logout", _logout(site, logins), methods=["POST"]),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
         ],
         middleware=[Middleware(Sessions, path=ROOT)],
@@ -92,7 +94,7 @@ def _guarded(site: Site, logins: Logins, view: View) -> Handler:
     async def handle(request: Request) -> Response:
         reviewer = logins.who(request)
         if request.method == "POST":
-            form = await _fields(request)
+            form = await _fields(request, site)
             if reviewer is None or not is_ours(request, form.get("csrf", "")):
                 raise HTTPException(403, "This form is not from your session: log in and send it again.")
         elif reviewer is None:
@@ -115,7 +117,7 @@ def _login_page(logins: Logins) -> Handler:
 
 def _login(site: Site, logins: Logins) -> Handler:
     async def handle(request: Request) -> Response:
-        form = await _fields(request)
+        form = await _fields(request, site)
         if not is_ours(request, form.get("csrf", "")):
             raise HTTPException(403, "This form is not from your session: open the log-in page and try again.")
         name, address = form.get("name", ""), request.client.host if request.client else ""
@@ -132,9 +134,9 @@ def _login(site: Site, logins: Logins) -> Handler:
     return handle
 
 
-def _logout(logins: Logins) -> Handler:
+def _logout(site: Site, logins: Logins) -> Handler:
     async def handle(request: Request) -> Response:
-        if not is_ours(request, (await _fields(request)).get("csrf", "")):
+        if not is_ours(request, (await _fields(request, site)).get("csrf", "")):
             raise HTTPException(403, "This form is not from your session.")
         logins.end(request)
         return to("/login")
@@ -157,15 +159,14 @@ def _safe(target: str) -> str:
     return target if ours and len(target) < 500 else "/"
 
 
-async def _fields(request: Request) -> dict[str, str]:
+async def _fields(request: Request, site: Site) -> dict[str, str]:
     """A form's fields, the last of equal names; HTTPException for anything that is no small form."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != _FORM:
         raise HTTPException(415, "Only forms are taken here.")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM:
-            raise HTTPException(413, "The form is too large.")
+    try:
+        body = await site.sidecar.limits.body(request, MAX_FORM)
+    except ApiError as error:
+        raise HTTPException(error.status, error.message, HEADERS.get(error.status)) from error
     try:
         return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20))
     except ValueError as error:

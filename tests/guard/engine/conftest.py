@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from classifiers.detector import Detector
-from guard.engine.session import EngineGuard, EngineSettings
+from guard.engine.session import EngineGuard
+from guard.engine.settings import EngineSettings
 from guard.policy import Policy
 from guard.prompt import PromptReader
 from guard.traces import Trace, read_traces

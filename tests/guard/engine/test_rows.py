@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from classifiers.detector import Asked, Detector, RequestContext
 from guard.engine import rows
-from guard.engine.session import EngineGuard, EngineSettings, GuardedRequest
+from guard.engine.session import EngineGuard, GuardedRequest
+from guard.engine.settings import EngineSettings
 from guard.policy import Policy
 from guard.prompt import PromptReader
 from guard.steps import Zone

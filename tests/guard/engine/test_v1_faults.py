@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 from classifiers.detector import Asked, Detector, RequestContext
 from guard.engine.adapter import FQCN, engine_arguments
+from guard.engine.params import RequestArgs
 from guard.engine.session import EngineGuard
+from guard.engine.settings import SECRET_VARIABLE
 from guard.engine.v1 import ENGINE
 from guard.errors import UserError
 from guard.policy import Policy
@@ -197,6 +199,15 @@ def test_the_policy_of_the_settings_is_in_force(vllm_config: VllmConfig, tmp_pat
     assert (guard._runtime.policy.name, guard._runtime.threshold) == ("strict", 0.25)
     assert [t.id for t in guard._runtime.triggers] == ["victim"]
     assert guard._runtime.eos == EOS
+
+
+def test_the_secret_is_the_environments(
+    vllm_config: VllmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, "s3cret")
+    guard = EngineGuard.from_vllm(reguarded(vllm_config, spool=str(tmp_path / "s")), ENGINE)
+    assert guard.stands_aside(RequestArgs(guard_aside="s3cret"))
+    assert not guard.stands_aside(RequestArgs(guard_aside="other"))
 
 
 def test_engine_arguments_carry_the_settings() -> None:

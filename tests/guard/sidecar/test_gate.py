@@ -131,6 +131,29 @@ def test_each_key_has_its_own_policy_and_tenant(front: Front) -> None:
     assert front.http.get("/v1/models", headers={"authorization": f"Bearer {KEY_B}"}).status_code == 200
 
 
+def test_no_tenant_shares_anothers_prefixes_in_the_engines_cache(front: Front) -> None:
+    front.sidecar.completions = True
+    salts: dict[str, set[str]] = {}
+    bodies = {"chat/completions": HELLO, "responses": {"input": "Hello"}, "completions": {"prompt": "Hello"}}
+    for key in (KEY_A, KEY_B):
+        for path, body in bodies.items():
+            for stream in (False, True):
+                headers = {"authorization": f"Bearer {key}"}
+                said = front.http.post(f"/v1/{path}", json={**body, "stream": stream}, headers=headers)
+                assert said.status_code == 200
+                salts.setdefault(key, set()).add(front.engine.body["cache_salt"])
+    # HMAC-SHA256 of the tenant's name under the secret.
+    a = "a84175a8564ab86edcaba1343bfcdfb984224f2186980113b2287e1649a276dd"
+    assert salts[KEY_A] == {a}
+    assert len(salts[KEY_B]) == 1
+    assert salts[KEY_A] != salts[KEY_B]
+    assert front.chat(KEY_A, cache_salt=a).status_code == 400
+    # Without keys there is nobody to keep apart.
+    front.sidecar.adopt(Rules(front.sidecar.rules.default, None))
+    assert front.chat(None).status_code == 200
+    assert "cache_salt" not in front.engine.body
+
+
 def test_the_fail_mode_is_the_keys(front: Front) -> None:
     front.engine.traces = lambda guard_id: told_trace(guard_id, front.told(), scored=0, unscored=1)
     assert front.chat(KEY_A).status_code == 502

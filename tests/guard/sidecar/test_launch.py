@@ -10,17 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from guard.engine import launch
 from guard.engine.launch import REFUSED_ARGS, Engine, EngineCommand, build_command, check_vllm_args
-from guard.engine.session import EngineSettings
+from guard.engine.settings import SECRET_VARIABLE, EngineSettings
 from guard.errors import UserError
 from guard.sidecar.lock import EngineLock
 from guard.sidecar.model import find_model
 
+SECRET = "the-guards-secret"
+
 
 def command(tmp_path: Path, *args: str, context: int | None = 8192, parser: str | None = "p") -> EngineCommand:
-    settings = EngineSettings(spool=tmp_path, secret="s")
+    settings = EngineSettings(spool=tmp_path, secret=SECRET)
     return build_command(str(tmp_path), settings, served_name="m", parser=parser, context=context, vllm_args=args)
 
 
@@ -42,7 +45,7 @@ def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
     assert option(made, "--logits-processors") == FQCN
     assert option(made, "--middleware") == f"{EngineLock.__module__}.{EngineLock.__name__}"
     assert json.loads(option(made, "--additional-config")) == {"reasonguard": {
-        "policy": None, "detector": None, "detectors": None, "spool": str(tmp_path), "allow_off": False, "secret": "s",
+        "policy": None, "detector": None, "detectors": None, "spool": str(tmp_path), "allow_off": False,
     }}  # fmt: skip
     assert (option(made, "--host"), made.url) == ("127.0.0.1", f"http://127.0.0.1:{option(made, '--port')}")
     assert (option(made, "--reasoning-parser"), option(made, "--served-model-name")) == ("p", "m")
@@ -53,6 +56,35 @@ def test_the_command_loads_the_guard_and_hides_the_key(tmp_path: Path) -> None:
     assert made.env["HF_HUB_DISABLE_TELEMETRY"] == made.env["VLLM_NO_USAGE_STATS"] == "1"
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in made.env
     assert made.api_key != command(tmp_path).api_key
+
+
+def test_the_secret_is_in_the_environment_alone_and_the_engine_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "MINE")
+    made, settings = command(tmp_path), EngineSettings(spool=tmp_path, secret=SECRET)
+    assert not any(SECRET in arg for arg in made.argv)
+    assert SECRET not in repr(settings) + settings.model_dump_json()
+    assert made.env["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] == "MINE,REASONGUARD_ENGINE_SECRET"
+    given = json.loads(option(made, "--additional-config"))["reasonguard"]
+    assert EngineSettings.received(given).secret is None
+    monkeypatch.setenv(SECRET_VARIABLE, made.env[SECRET_VARIABLE])
+    assert EngineSettings.received(given) == settings
+    assert EngineSettings.received({**given, "secret": "by-hand"}).secret == "by-hand"
+    with pytest.raises(ValidationError) as caught:
+        EngineSettings.received({})
+    assert SECRET not in str(caught.value)
+
+
+def test_only_the_operator_can_read_the_engines_log(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        engine = Engine(EngineCommand((sys.executable, "-c", ""), {}, "", ""), tmp_path / "engine.log")
+        engine.start()
+    finally:
+        os.umask(before)
+    engine.stop()
+    assert engine.log.stat().st_mode & 0o777 == 0o600
 
 
 def test_passthrough_replaces_defaults(tmp_path: Path) -> None:

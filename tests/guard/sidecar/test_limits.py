@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
+from starlette.applications import Starlette
 
+from guard.sidecar import limits
 from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
-from guard.sidecar.serve import _Server
+from guard.sidecar.server import Server
 from tests.guard.sidecar import test_sidecar
 from tests.guard.sidecar.test_responses import events_of
 from tests.guard.sidecar.test_sidecar import HELLO, Front, Start
@@ -23,10 +27,10 @@ from tests.guard.sidecar.test_sidecar import HELLO, Front, Start
 start = test_sidecar.start
 
 
-def limited(start: Start, **limits: Any) -> Front:
+def limited(start: Start, **given: Any) -> Front:
     """A front whose engine holds its answers back."""
     front = start()
-    front.sidecar.limits = Limits(front.sidecar.metrics, **limits)
+    front.sidecar.limits = Limits(front.sidecar.metrics, **given)
     front.engine.hold.clear()
     return front
 
@@ -127,6 +131,47 @@ def test_a_completion_that_takes_too_long_ends_in_its_own_shape(start: Start) ->
     assert (found["reasonguard"]["guarded"], found["reasonguard"]["policy_hash"]) == (False, watched.hash)
 
 
+@contextlib.contextmanager
+def unfinished(front: Front, path: str = "/v1/chat/completions", sent: bytes = b"") -> Iterator[socket.socket]:
+    """A connection that has promised a body of 100 bytes, and has sent so much of it."""
+    with socket.create_connection((front.http.base_url.host, front.http.base_url.port or 0), timeout=20) as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n".encode() + sent)
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions"])
+def test_a_body_that_does_not_come_takes_no_place_and_is_waited_for_so_long(start: Start, path: str) -> None:
+    front = limited(start, streams=1, body_seconds=1)
+    front.engine.hold.set()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(unfinished(front, path, b"{")) for _ in range(3)]
+        _until(lambda: front.sidecar.limits._waiting == 3)
+        assert ask(front).status_code == 200
+        for client in clients:
+            # To the end: the server closes.
+            head, body = b"".join(iter(partial(client.recv, 4096), b"")).split(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(body)["error"] == {
+                "message": "The body took longer than 1 s.", "type": "invalid_request_error", "param": None,
+                "code": "body_timeout",
+            }  # fmt: skip
+    assert turned_away(front) == {"body": 3}
+    assert front.sidecar.limits._waiting == 0
+
+
+def test_bodies_that_are_waited_for_hold_only_so_much_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_WAITING", 200)
+    front = limited(start)
+    front.engine.hold.set()
+    with unfinished(front, sent=b"x" * 99), unfinished(front, sent=b"x" * 99):
+        _until(lambda: front.sidecar.limits._waiting == 198)
+        refused = ask(front)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["message"] == "Too many bodies are on their way."
+    _until(lambda: front.sidecar.limits._waiting == 0)
+    assert ask(front).status_code == 200
+
+
 def test_a_draining_server_is_not_ready_takes_nothing_and_finishes_what_it_has(start: Start) -> None:
     front = limited(start)
     found: list[dict[str, Any]] = []
@@ -147,23 +192,23 @@ def test_a_draining_server_is_not_ready_takes_nothing_and_finishes_what_it_has(s
 
 
 def test_a_drain_ends_when_its_time_is_over() -> None:
-    limits = Limits(Metrics())
-    assert not limits.drained
-    with limits.one_more():
-        limits.drain(60)
-        assert not limits.drained
-        limits.drain(0)
-        assert limits.drained
+    ours = Limits(Metrics())
+    assert not ours.drained
+    with ours.one_more():
+        ours.drain(60)
+        assert not ours.drained
+        ours.drain(0)
+        assert ours.drained
 
 
 def test_the_first_sigterm_drains_and_the_second_stops() -> None:
-    limits = Limits(Metrics())
-    server = _Server(uvicorn.Config(lambda: None), limits, 60)
+    nothing, ours = Starlette(), Limits(Metrics())
+    server = Server(nothing, ours, 60)
     server.handle_exit(signal.SIGTERM, None)
-    assert (limits.draining, server.should_exit) == (True, False)
+    assert (ours.draining, server.should_exit) == (True, False)
     server.handle_exit(signal.SIGTERM, None)
     assert server.should_exit
-    interrupted = _Server(uvicorn.Config(lambda: None), Limits(Metrics()), 60)
+    interrupted = Server(nothing, Limits(Metrics()), 60)
     interrupted.handle_exit(signal.SIGINT, None)
     assert interrupted.should_exit
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guard.errors import UserError
 from guard.policy import Policy
 from guard.sidecar.receipts import SpoolFollower
 from guard.traces import Spool, Trace
@@ -120,6 +124,58 @@ def test_a_replaced_file_is_read_from_its_start(tmp_path: Path) -> None:
     path.unlink()
     follower.poll()
     assert follower._files == {}
+
+
+@pytest.fixture
+def charged(tmp_path: Path) -> tuple[SpoolFollower, list[int]]:
+    """A follower that has charged the 4 tokens of a tenant's only trace."""
+    follower, tokens = SpoolFollower(tmp_path), list[int]()
+    follower.charge = lambda _, amount: tokens.append(amount)
+    trace = trace_of("a", POLICY).model_copy(update={"tenant": "team-a"})
+    Spool(tmp_path).append(trace)
+    follower.poll()
+    assert tokens == [4]
+    return follower, tokens
+
+
+def test_a_scan_that_fails_charges_nothing_again(
+    charged: tuple[SpoolFollower, list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    follower, tokens = charged
+
+    def full(_: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", full)
+        follower.poll()
+        with pytest.raises(UserError, match="cannot be read; got Too many open files"):
+            SpoolFollower(tmp_path)
+    follower.poll()
+    assert tokens == [4]
+
+
+def test_a_file_that_is_pruned_under_the_scan_costs_the_others_nothing(
+    charged: tuple[SpoolFollower, list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    follower, tokens = charged
+    old, scandir = tmp_path / "spool-old.jsonl", os.scandir
+    old.write_bytes(line("old"))
+    follower.poll()
+
+    @contextlib.contextmanager
+    def pruned(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(directory) as entries:
+            found = list(entries)
+        old.unlink()
+        yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", pruned)
+        follower.poll()
+    follower.poll()
+    assert tokens == [4]
+    assert old not in follower._files
 
 
 def test_a_missing_directory_is_no_crash(tmp_path: Path) -> None:

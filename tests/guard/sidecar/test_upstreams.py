@@ -19,7 +19,9 @@ from guard.sidecar.remote import prepare_remote, substituting
 from guard.sidecar.remote_check import base_url, check_remote
 from guard.sidecar.remote_probe import prove_substitution
 from guard.sidecar.serve import ServeSettings
+from guard.sidecar.tenants import Tenant
 from guard.sidecar.upstream import Upstream
+from guard.sidecar.upstreams import Upstreams
 from guard.traces import read_traces
 from tests.guard import kit
 from tests.guard.sidecar.conftest import running
@@ -148,6 +150,25 @@ def test_an_engine_that_is_gone_leaves_and_no_engine_is_503(remotes: Start) -> N
     assert (status, answer["error"]["message"]) == (503, f"The guard has not been proven to work: {reason}.")
     assert front.http.get("/v1/models").status_code == 503
     assert front.http.get("/health").status_code == 200, "the sidecar itself is well"
+
+
+@pytest.mark.parametrize("found", [None, "it says the cue"])
+def test_all_who_ask_once_a_proof_is_old_share_one_probe(runtime: GuardRuntime, found: str | None) -> None:
+    probes = 0
+
+    async def prove(_: Upstream, __: GuardRuntime) -> str | None:
+        nonlocal probes
+        probes += 1
+        await asyncio.sleep(0.01)
+        return found
+
+    async def asked() -> list[str | None]:
+        ours = Upstreams([Upstream("http://127.0.0.1:9", "")], Tenant("", runtime), prove)
+        ours.remotes[0].reason = None
+        return await asyncio.gather(*(ours.ready() for _ in range(20)))
+
+    answers = asyncio.run(asked())
+    assert (probes, len(set(answers)), answers[0] is None) == (1, 1, found is None)
 
 
 def test_fail_mode_open_opens_no_unproven_engine(remotes: Start) -> None:

@@ -138,6 +138,17 @@ def test_each_key_has_its_policy_and_its_name_is_in_the_traces(front: Front) -> 
         assert (trace.tenant, trace.receipt.policy_hash) == (name, policy)
 
 
+def test_a_request_and_its_re_entries_share_a_salt_that_no_other_key_has(front: Front) -> None:
+    salts = []
+    for name in ("a", "b"):
+        asked = len(front.engine.asked)
+        assert front.chat(name).status_code == 200
+        salts.append([body["cache_salt"] for body in front.engine.asked[asked:]])
+    (first, again), (other,) = salts
+    assert first == again != other
+    assert len(first) == len(other) == 64
+
+
 def test_a_reload_proves_what_is_new_on_the_engine_and_puts_it_in_force(front: Front) -> None:
     front.files.write({"name": "new"}, c={"name": "two", "triggers": ["danger"]})
     asked = len(front.engine.asked)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+from functools import partial
 from pathlib import Path
 
 import itsdangerous
@@ -88,6 +90,18 @@ def test_a_form_without_the_sessions_token_changes_nothing(pages: Pages) -> None
     # Logging in is a form too: a foreign page must not log anybody in as somebody else.
     pages.http.cookies.clear()
     assert pages.http.post("/guard/login", data={"name": "ann", "password": PASSWORD}).status_code == 403
+
+
+def test_a_form_that_does_not_come_is_waited_for_so_long(pages: Pages) -> None:
+    pages.sidecar.limits.body_seconds = 0.2
+    url = pages.http.base_url
+    kind = "content-type: application/x-www-form-urlencoded"
+    for path in ("login", "logout", "label"):
+        with socket.create_connection((url.host, url.port or 0), timeout=20) as client:
+            client.sendall(f"POST /guard/{path} HTTP/1.1\r\nhost: x\r\n{kind}\r\ncontent-length: 9\r\n\r\n".encode())
+            page = b"".join(iter(partial(client.recv, 4096), b""))
+            assert page.startswith(b"HTTP/1.1 408 ")
+            assert b"The body took longer than 0.2 s." in page
 
 
 def test_logging_out_ends_the_session_for_every_copy_of_its_cookie(pages: Pages) -> None:
