@@ -6,9 +6,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,15 +20,25 @@ T = TypeVar("T", bound=BaseModel)
 
 
 @contextlib.contextmanager
-def one_writer(directory: Path, taken: UserError) -> Iterator[None]:
-    """Makes the directory and holds its lock; raises `taken` while another does. The kernel drops it when we die."""
+def one_writer(directory: Path, taken: UserError, *, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
+    """Makes the directory and holds its lock; raises `taken` while another does, after `patience` seconds. The kernel
+    drops it when we die."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise taken from error
+    with (directory / name).open("w") as handle:
+        until = time.monotonic() + patience
+        while (refused := _lock(handle)) is not None:
+            if time.monotonic() >= until:
+                raise taken from refused
+            time.sleep(0.1)
         yield
+
+
+def _lock(handle: TextIO) -> OSError | None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None
 
 
 @contextlib.contextmanager

@@ -91,6 +91,8 @@ class Pair(BaseModel):
     """vLLM's word for why each side ended (`stop`: its last id is an EOS the model produced); None: not recorded."""
     provenance: Provenance | None = None
     """None only in a pair that was written by hand."""
+    earlier: bool = Field(default=False, exclude=True)
+    """Of a run before this one (`align.watermark`). No file holds it: it says nothing of the pair itself."""
 
 
 class Quota(BaseModel):

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from align.disk import one_writer
 from align.gate import GateSettings, Verdict, decide
 from align.markdown import load_report
 from align.model_card import render_card
+from align.standing import Standing, began, unmoved
 from align.versions import Event, describe, find, history, locked, previous, publish, put_in_force, record, verdict_of
 from align.watermark import Watermark
 from guard.errors import UserError
@@ -43,9 +45,12 @@ class Weekly(NamedTuple):
     """See `align.train.train`."""
 
 
-def promote(registry: Registry, run: Path, gate: GateSettings, *, force: bool = False) -> Outcome:
+def promote(
+    registry: Registry, run: Path, gate: GateSettings, *, force: bool = False, then: Standing | None = None
+) -> Outcome:
     """Holds a run's report against the gate; what passes becomes a version and is put in force. A run that is in force
-    already is left as it is. UserError when the run is not finished."""
+    already is left as it is. `then`: what was in force when it began, and must be still. UserError when the run is not
+    finished."""
     from align.pipeline import AlignSettings
 
     report = load_report(run / "report.json")
@@ -55,8 +60,10 @@ def promote(registry: Registry, run: Path, gate: GateSettings, *, force: bool = 
     passed = verdict_of(registry, serving)
     if passed is not None and known is not None and known.version == serving:
         return Outcome(passed, serving)
-    verdict = decide(report, gate, passed)
     now, name = time.time(), str(run.resolve())
+    verdict = decide(report, gate, passed)
+    if then is not None:
+        verdict = verdict.and_also(unmoved(registry, then, name))
     if not verdict.passed and not force:
         event = Event(time=now, event="refused", version=None, before=serving, run=name, reasons=verdict.reasons)
         if not any(e.run == name and e.reasons == event.reasons for e in history(registry)[-1:]):
@@ -82,20 +89,28 @@ def roll_back(registry: Registry, to: int | None = None) -> Event:
 
 def weekly(settings: AlignSettings, out: Path, plan: Weekly, requests: Requests, tell: Tell) -> Outcome | None:
     """The whole of `align` on the traces that no run has taken yet, and the gate at its end; None when there was
-    nothing to do. Interrupted, it goes on where it stopped."""
+    nothing to do. Interrupted, it goes on where it stopped.
+
+    The registry is locked at the end only, for a rollback must not wait for a training. What was put in force meanwhile
+    was somebody's decision; the gate then refuses, so that it is not overruled unseen.
+    """
     from align import pipeline
 
-    base = known_weights(settings.model, "--promote")
-    with locked(plan.versions) as registry, pipeline.Workbench.open(settings, out) as bench:
+    base, registry = known_weights(settings.model, "--promote"), Registry(plan.versions)
+    # Two at once would take the same traces.
+    taken = UserError(f"Another weekly align is running for {plan.versions}", fix="Wait for it")
+    with one_writer(plan.versions, taken, name=".weekly.lock"), pipeline.Workbench.open(settings, out) as bench:
         mark = Watermark(plan.versions, base)
         made = [registry.manifest(number) for number in registry.versions()]
         found = pipeline.collect(bench, plan.traces, [each.weights for each in made if each.base == base])
         if _nothing_to_do(mark, found, out, plan, tell):
             return None
-        pairs = [*pipeline.make_pairs(bench, mark.take(found, out)), *mark.earlier_pairs(out)]
-        pipeline.train_and_measure(bench, pairs, requests(bench), plan.accelerate)
-        outcome = promote(registry, out, plan.gate)
-        mark.commit(out)
+        then = began(registry, out)
+        own = pipeline.make_pairs(bench, mark.take(found, out))
+        pipeline.train_and_measure(bench, [*own, *mark.earlier_pairs(out, own)], requests(bench), plan.accelerate)
+        with locked(plan.versions):
+            outcome = promote(registry, out, plan.gate, then=then)
+            mark.commit(out)
         return outcome
 
 

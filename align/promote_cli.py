@@ -40,10 +40,11 @@ def promote(
     """
     from align import promote as promotion
     from align.disk import full_disk_told
-    from align.gate import load_gate
+    from align.gate import figures, load_gate
+    from align.markdown import load_report
     from align.versions import locked
 
-    settings = load_gate(gate)
+    settings = load_gate(gate, figures(load_report(out / "report.json")))
     with full_disk_told(versions), locked(versions) as registry:
         outcome = promotion.promote(registry, out, settings, force=force)
     settle(outcome, versions, server)

@@ -38,6 +38,7 @@ class TrainSettings(BaseModel):
     benign_share: float = Field(default=0.4, ge=0.0, le=1.0)
     """Benign pairs as a share of all pairs, reached by leaving out pairs of the larger kind."""
     max_pairs: int = 120
+    """Pairs over it are left out: those of earlier runs before the run's own."""
     max_length: int | None = None
     """Tokens of prefix and longer side; longer rows are left out and named, never cut. None: what the model takes."""
     beta: float = 0.1
@@ -87,11 +88,14 @@ class TrainReport(BaseModel):
 
 
 def mix(pairs: Sequence[Pair], settings: TrainSettings) -> list[Pair]:
-    """A seeded choice of at most `max_pairs` with the wanted share of benign pairs."""
+    """A seeded choice of at most `max_pairs` with the wanted share of benign pairs; of each kind a run's own pairs come
+    first, those of earlier runs fill up what is left."""
     rng = random.Random(settings.seed)
     by_kind = {kind: [p for p in pairs if p.kind == kind] for kind in ("intervened", "benign")}
     for group in by_kind.values():
         rng.shuffle(group)
+        # A stable sort: chance decides among a run's own pairs, and among the earlier ones.
+        group.sort(key=lambda pair: pair.earlier)
     share = settings.benign_share
     total = min(
         settings.max_pairs,

@@ -25,6 +25,8 @@ from guard.weights import BASE, Manifest, Registry, file_hash, known_weights, we
 #: What a version takes from a run; pickles, code and a trainer's other leavings stay behind.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "train.json")
 MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model"})
+PATIENCE = 600
+"""Seconds that a writer waits for another: publishing a large model reads and perhaps copies all of it."""
 
 
 class Event(BaseModel):
@@ -48,8 +50,9 @@ class Event(BaseModel):
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[Registry]:
-    """The registry for one writer; UserError while another holds it."""
-    with one_writer(root, UserError(f"Another align is writing to {root}", fix="Wait for it")):
+    """The registry for one writer, who waits for another; UserError when that one does not end."""
+    taken = UserError(f"Another align is writing to {root}", fix="Wait for it")
+    with one_writer(root, taken, patience=PATIENCE):
         yield Registry(root)
 
 

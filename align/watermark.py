@@ -2,7 +2,8 @@
 
 `DIR/consumed.jsonl` has one line a finished run: its directory and the guard ids it took. What an unfinished run took
 is in `OUT/taken.json`; run again, it takes exactly that, and the stages go on where they stopped. Pairs of earlier runs
-are trained on again: every version is trained from the model as it came, so nothing that was learned is lost.
+are trained on again, because every version is trained from the model as it came: after the run's own, within the same
+quotas, and as far as a stage's `max_pairs` goes (`align.train.mix`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from align.disk import append_line, read_lines
-from align.pairs import Pair, read_pairs, write_pairs
+from align.pairs import Pair, Quota, dedupe, read_pairs, write_pairs
 from guard.traces import Trace
 
 EARLIER = "earlier_pairs.jsonl"
@@ -61,14 +62,17 @@ class Watermark:
         scratch.replace(path)
         return found
 
-    def earlier_pairs(self, out: Path) -> list[Pair]:
-        """Pairs of the finished runs whose directories are still there, the oldest first; kept in `out`, so that an
-        interrupted run trains on the same."""
+    def earlier_pairs(self, out: Path, own: Sequence[Pair]) -> list[Pair]:
+        """Pairs of the finished runs whose directories are still there, the newest run's first. What repeats a pair of
+        `own`, or would break a quota together with them, is left out. Kept in `out`, so that an interrupted run trains
+        on the same."""
         kept = out / EARLIER
         if not kept.exists():
-            files = [Path(run.run) / "pairs.jsonl" for run in self._runs]
-            write_pairs([pair for file in files if file.exists() for pair in read_pairs(file)], kept)
-        return read_pairs(kept)
+            files = [Path(run.run) / "pairs.jsonl" for run in reversed(self._runs)]
+            found = _earlier([pair for file in files if file.exists() for pair in read_pairs(file)])
+            wanted, _ = dedupe([*own, *found], _quota(out))
+            write_pairs([pair for pair in wanted if pair.earlier], kept)
+        return _earlier(read_pairs(kept))
 
     def commit(self, out: Path) -> None:
         """From now on the traces that `out` took count as consumed."""
@@ -77,3 +81,13 @@ class Watermark:
             run = Consumed(run=str(out.resolve()), base=self._base, guard_ids=taken)
             append_line(self._path, run.model_dump_json())
             self._runs.append(run)
+
+
+def _earlier(pairs: Sequence[Pair]) -> list[Pair]:
+    return [pair.model_copy(update={"earlier": True}) for pair in pairs]
+
+
+def _quota(out: Path) -> Quota:
+    """What the run's own pairs were kept to."""
+    path = out / "pairs.settings.json"
+    return Quota.model_validate(json.loads(path.read_text(encoding="utf-8"))["quota"]) if path.exists() else Quota()

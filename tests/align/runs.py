@@ -50,8 +50,9 @@ def make_run(model: Path, run: Path, words: dict[str, str], report: Report | Non
 
 
 def pair(guard_id: str) -> Pair:
-    """A pair of one trace."""
+    """A pair of one trace, like no other's."""
     return Pair(
-        id=f"pair-{guard_id}", kind="intervened", guard_id=guard_id, request="SECRET REQUEST", prompt_ids=[1],
-        prefix_ids=[2], chosen_ids=[3], rejected_ids=[4], trigger_id="t", chosen_harm=0.1, rejected_harm=0.9,
+        id=f"pair-{guard_id}", kind="intervened", guard_id=guard_id, request=f"SECRET REQUEST {guard_id}",
+        prompt_ids=[1], prefix_ids=[2], chosen_ids=[3, *guard_id.encode()], rejected_ids=[4], trigger_id="t",
+        chosen_harm=0.1, rejected_harm=0.9,
     )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from align.disk import append_line, full_disk_told, read_lines
+from align.disk import append_line, full_disk_told, one_writer, read_lines
 from align.watermark import Consumed
 from guard.errors import UserError
 from tests.test_cli import ROOT
@@ -55,3 +57,27 @@ def test_lines_are_appended_after_a_torn_one(tmp_path: Path) -> None:
         file.write('{"run": "torn')
     append_line(path, runs[1].model_dump_json())
     assert read_lines(path, Consumed) == runs
+
+
+def test_a_lock_is_waited_for_as_long_as_it_says(tmp_path: Path) -> None:
+    taken, held, end = UserError("taken"), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one_writer(tmp_path, taken):
+            held.set()
+            end.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    with one_writer(tmp_path, taken, name=".other"):
+        pass
+    for patience in (0.0, 0.3):
+        began = time.monotonic()
+        with pytest.raises(UserError, match="taken"), one_writer(tmp_path, taken, patience=patience):
+            pass
+        assert time.monotonic() - began >= patience
+    threading.Timer(0.3, end.set).start()
+    with one_writer(tmp_path, taken, patience=60):
+        assert end.is_set()
+    holder.join()

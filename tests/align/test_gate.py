@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.gate import Criterion, GateSettings, Verdict, decide, figures, load_gate
+from align import measure
+from align.gate import ARMS, Check, Criterion, GateSettings, Verdict, decide, figures, load_gate, weekly_figures
 from classifiers.stats import Rate
 from guard.errors import UserError
 from tests.align.reports import arm, sample
@@ -99,6 +100,11 @@ def test_a_file_replaces_the_defaults(tmp_path: Path) -> None:
     ("criteria: [{figure: x, bound: low}]", "give one of at_least and at_most"),
     ("criteria: [{figure: x, bound: lo, at_most: 1}]", r"key `criteria\.0\.bound`"),
     ("a: [", "is no YAML"),
+    (
+        "criteria: [{figure: base.quality, bound: low, at_least: 0}, {figure: aligned.qualty, bound: low, at_most: 1}]",
+        r"key `criteria\.1\.figure`: no figure `aligned\.qualty`; wanted such as: aligned\.quality;",
+    ),
+    ("not_worse: [aligned.answer_hram]", r"key `not_worse\.0`: no figure `aligned\.answer_hram`; .*\.answer_harm"),
 ])  # fmt: skip
 def test_a_wrong_file_is_told(tmp_path: Path, text: str, finding: str) -> None:
     path = tmp_path / "gate.yaml"
@@ -112,3 +118,17 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, finding: str) -> None:
 def test_a_report_with_nothing_in_it_lacks_figures() -> None:
     with pytest.raises(UserError, match="The report has no figure"):
         decide(sample(), GateSettings())
+
+
+def test_the_figures_of_a_weekly_run_are_those_that_it_measures() -> None:
+    changes = measure._changes({arm: [] for arm in ARMS})
+    assert weekly_figures() == set(figures(sample(changes=changes, arms={name: arm(2, 2) for name in ARMS})))
+    assert {criterion.figure for criterion in GateSettings().criteria} <= weekly_figures()
+    assert set(GateSettings().not_worse) <= weekly_figures()
+
+
+def test_one_more_condition_must_hold_too() -> None:
+    verdict = decide(passing(), GateSettings())
+    assert verdict.and_also(Check(figure="f", wanted="w", got="g", passed=True)).passed
+    refused = verdict.and_also(Check(figure="f", wanted="w", got="g", passed=False))
+    assert (refused.passed, refused.reasons) == (False, ["f: g, wanted w"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from align import versions
 from align.gate import GateSettings
 from align.promote import promote, roll_back
 from align.versions import Event, history, locked, put_in_force
@@ -139,7 +140,8 @@ def test_a_crash_before_current_moved_is_mended_by_doing_it_again(runs: tuple[Pa
     assert registry.current() == 1
 
 
-def test_one_writer_at_a_time(registry: Registry) -> None:
+def test_one_writer_at_a_time(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "PATIENCE", 0.2)
     with locked(registry.root), pytest.raises(UserError, match="Another align is writing"), locked(registry.root):
         pass
 
@@ -191,6 +193,10 @@ def test_the_command_line_promotes_refuses_rolls_back_and_tells(
     refused = cli("align", "promote", "--out", runs[1], "--versions", root, "--gate", gate)
     assert refused.returncode == 3
     assert "MISSED  aligned.quality" in refused.stdout
+    # A run of another kind than the weekly one may be measured on more, so its own report says what there is.
+    gate.write_text("criteria: [{figure: other.quality, bound: low, at_least: 0.99}]")
+    unknown = cli("align", "promote", "--out", runs[1], "--versions", root, "--gate", gate)
+    assert "no figure `other.quality`; wanted such as: " in sentence(unknown)
     assert sentence(refused, 3) == "The gate refused: what is in force stays in force."
     told = cli("align", "status", "--versions", root, "--json")
     assert told.returncode == 0, told.stderr

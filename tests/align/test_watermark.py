@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.pairs import write_pairs
+from align.candidates import RolloutSettings
+from align.pairs import Pair, Quota, write_pairs
 from align.watermark import Watermark
 from guard.policy import Policy
 from guard.traces import Trace
@@ -69,9 +70,36 @@ def test_pairs_of_earlier_runs_are_kept_once_they_were_taken(tmp_path: Path) -> 
         write_pairs([pair(guard_id)], out / "pairs.jsonl")
         if out is not outs[2]:
             mark.commit(out)
-    assert [p.guard_id for p in Watermark(tmp_path, "base").earlier_pairs(outs[2])] == ["a", "b"]
+    earlier = Watermark(tmp_path, "base").earlier_pairs(outs[2], [pair("c")])
+    assert [(p.guard_id, p.earlier) for p in earlier] == [("b", True), ("a", True)]
     (outs[0] / "pairs.jsonl").unlink()
-    assert [p.guard_id for p in Watermark(tmp_path, "base").earlier_pairs(outs[2])] == ["a", "b"]
+    assert Watermark(tmp_path, "base").earlier_pairs(outs[2], [pair("c")]) == earlier
+
+
+def test_repeats_and_quotas_count_over_all_runs_and_the_newest_win(tmp_path: Path) -> None:
+    def week(name: str, *pairs: Pair) -> Path:
+        out = tmp_path / name
+        out.mkdir()
+        Watermark(tmp_path, "base").take(traces(name), out)
+        write_pairs(pairs, out / "pairs.jsonl")
+        return out
+
+    def asked(guard_id: str, request: str, tenant: str = "") -> Pair:
+        return pair(guard_id).model_copy(update={"request": request, "tenant": tenant})
+
+    old = week("old", *(asked(f"old-{n}", "weekly?") for n in range(4)), pair("same"), asked("x", "x", "busy"))
+    mark = Watermark(tmp_path, "base")
+    mark.commit(old)
+    mark.commit(week("newer", *(asked(f"newer-{n}", "Weekly? ") for n in range(2)), asked("y", "y", "busy")))
+    repeat = pair("same").model_copy(update={"id": "again"})
+    own = [asked("own", "weekly?"), repeat, asked("z", "z", "busy")]
+    out = week("own", *own)
+    assert [p.guard_id for p in mark.earlier_pairs(out, own)] == ["newer-0", "newer-1", "y", "old-0", "x"]
+    # A quota that the run's own pairs were kept to holds for the others too.
+    strict = week("strict", *own)
+    quota = Quota(per_request=2, per_tenant=2)
+    (strict / "pairs.settings.json").write_text(RolloutSettings(quota=quota).model_dump_json())
+    assert [p.guard_id for p in mark.earlier_pairs(strict, own)] == ["y"]
 
 
 def test_a_torn_line_costs_that_line_only(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from align import pipeline
 from align.gate import GateSettings
-from align.promote import Weekly, weekly
-from align.versions import locked
+from align.pairs import Pair, write_pairs
+from align.promote import Weekly, promote, roll_back, weekly
+from align.versions import history, locked
+from align.watermark import Watermark
 from cli import app
 from guard.errors import UserError
 from guard.policy import Policy
@@ -54,22 +56,27 @@ def log(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 def run(
     tiny_model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int | None, list[str]]]:
-    """A weekly run into a directory that holds what the stages would have made; they have tests of their own."""
+    """A weekly run into a directory that holds what the stages would have made; they have tests of their own.
 
-    def stages(bench: pipeline.Workbench, *_: object) -> None:
+    `train` is called with the pairs where they would be trained on.
+    """
+    expected: dict[str, Any] = {}
+
+    def check(bench: pipeline.Workbench, *_: object) -> None:
         assert json.loads((bench.out / "taken.json").read_text()) == expected["taken"]
-        if expected["interrupt"]:
-            raise KeyboardInterrupt
 
     for name in ("evaluate_base", "measure"):
-        monkeypatch.setattr(pipeline, name, stages)
-    expected: dict[str, object] = {}
+        monkeypatch.setattr(pipeline, name, check)
+    monkeypatch.setattr(pipeline, "train_adapter", lambda _, pairs, *__: expected["train"](pairs))
 
-    def go(name: str, taken: list[str], *, interrupt: bool = False) -> tuple[int | None, list[str]]:
-        expected.update(taken=taken, interrupt=interrupt)
+    def go(
+        name: str, taken: list[str], train: Callable[[list[Pair]], object] = lambda _: None
+    ) -> tuple[int | None, list[str]]:
+        expected.update(taken=taken, train=train)
         out, said = tmp_path / name, []
         if taken and not out.exists():
             shutil.copytree(finished, out)
+            write_pairs(map(pair, taken), out / "pairs.jsonl")
         plan = Weekly(tmp_path / "traces", tmp_path / "versions", GateSettings(), min_new=2)
         settings = pipeline.AlignSettings(model=str(tiny_model))
         outcome = weekly(settings, out, plan, lambda _: [], said.append)
@@ -97,9 +104,13 @@ def test_new_traces_only_and_nothing_to_do(
     log("d")
     with pytest.raises(UserError, match=r"week-1b holds a finished run, and 2 intervened traces are new"):
         run("week-1b", [])
-    run("week-3", ["c", "d"])
+    trained: list[Pair] = []
+    run("week-3", ["c", "d"], trained.extend)
+    assert [(p.guard_id, p.earlier) for p in trained] == [
+        ("c", False), ("d", False), ("a", True), ("calm", True), ("b", True)
+    ]  # fmt: skip
     earlier = (tmp_path / "week-3" / "earlier_pairs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["guard_id"] for line in earlier] == [pair("a").guard_id, pair("b").guard_id]
+    assert [json.loads(line)["guard_id"] for line in earlier] == ["a", "calm", "b"]
     assert len((tmp_path / "versions" / "consumed.jsonl").read_text().splitlines()) == 2
 
 
@@ -108,13 +119,80 @@ def test_an_interrupted_run_goes_on_with_what_it_took(
 ) -> None:
     log("a", "b")
     with pytest.raises(KeyboardInterrupt):
-        run("week", ["a", "b"], interrupt=True)
+        run("week", ["a", "b"], interrupted)
     registry = Registry(tmp_path / "versions")
     assert (registry.current(), (registry.root / "consumed.jsonl").exists()) == (0, False)
     log("c")
     assert run("week", ["a", "b"]) == (1, [])
-    with locked(registry.root), pytest.raises(UserError, match="Another align is writing"):
-        run("week", ["a", "b"])
+
+
+def test_two_weekly_runs_at_once_are_refused(
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]]
+) -> None:
+    log("a", "b")
+
+    def another(_: list[Pair]) -> None:
+        with pytest.raises(UserError, match="Another weekly align is running for"):
+            run("other", ["a", "b"])
+
+    assert run("week", ["a", "b"], another)[0] == 1
+
+
+def test_a_rollback_need_not_wait_for_a_run_and_is_not_overruled_by_it(
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path
+) -> None:
+    log("a", "b")
+    run("week-1", ["a", "b"])
+    log("c", "d")
+
+    def back(_: list[Pair]) -> None:
+        with locked(tmp_path / "versions") as registry:
+            roll_back(registry)
+
+    assert run("week-2", ["c", "d"], back)[0] is None
+    registry = Registry(tmp_path / "versions")
+    assert (registry.current(), history(registry)[-1].reasons) == (
+        0, ["version in force: 0, rolled back meanwhile, wanted 1 from the run's beginning on"]
+    )  # fmt: skip
+    # Its traces are consumed all the same; whether it is to serve is for a person to say.
+    assert run("week-2b", [])[1][0].startswith("Nothing to do: 0")
+    with locked(registry.root):
+        assert promote(registry, tmp_path / "week-2", GateSettings()).version == 1
+
+
+def test_what_is_in_force_again_was_somebodys_decision_too(
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], finished: Path, tmp_path: Path
+) -> None:
+    log("a", "b")
+
+    def there_and_back(_: list[Pair]) -> None:
+        with locked(tmp_path / "versions") as registry:
+            promote(registry, finished, GateSettings())
+            roll_back(registry)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("week", ["a", "b"], there_and_back)
+    assert run("week", ["a", "b"])[0] is None
+    assert Registry(tmp_path / "versions").current() == 0
+
+
+def test_a_crash_at_a_promotion_is_mended_but_not_over_a_rollback(
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path
+) -> None:
+    log("a", "b")
+    registry = Registry(tmp_path / "versions")
+    for _ in range(2):
+        # As if it had crashed a moment earlier: the history has the promotion, `current` has not moved.
+        (registry.root / "current").unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Watermark, "commit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run("week", ["a", "b"])
+        assert registry.current() == 1
+    roll_back(registry)
+    assert run("week", ["a", "b"])[0] is None
+    assert registry.current() == 0
 
 
 def test_traces_of_a_version_count_and_those_of_another_model_do_not(
@@ -127,6 +205,10 @@ def test_traces_of_a_version_count_and_those_of_another_model_do_not(
     run("week-2", ["c", "d"])
     collected = json.loads((tmp_path / "week-2" / "collected.json").read_text())
     assert (collected["other_weights"], collected["other_tokenizer"], collected["usable"]) == (1, 0, 4)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def invoke(*args: object) -> Any:
@@ -147,6 +229,12 @@ def test_cron_sees_exit_codes(log: Callable[..., Path], tiny_model: Path, tmp_pa
     idle = invoke(*common, "--out", tmp_path / "one")
     assert idle.exit_code == 0, idle.output
     assert idle.output.startswith("Nothing to do: 0 new intervened traces")
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("criteria: [{figure: 'aligned: reasoning harm', bound: low, at_least: 0.6}]")
+    unknown = str(invoke(*common, "--out", tmp_path / "three", "--gate", gate).exception)
+    assert "key `criteria.0.figure`: no figure `aligned: reasoning harm`; wanted such as: " in unknown
+    assert "aligned: reasoning harm, relative drop" in unknown
+    assert not (tmp_path / "three").exists()
     log("x", weights="elsewhere")
     foreign = invoke(*common, "--out", tmp_path / "two").exception
     assert isinstance(foreign, UserError)
