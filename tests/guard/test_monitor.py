@@ -74,7 +74,7 @@ def test_the_pending_step_holds_its_text_and_span() -> None:
 
 def test_after_white_space_the_trigger_carries_none() -> None:
     watcher = kit.monitor(ONE)
-    feed(watcher, [*CUE[:-1], *kit.encode("\n")])
+    feed(watcher, [*CUE[:-1], *kit.encode("\n\n")])
     assert watcher.forced == VICTIM.plain[0] != VICTIM.spaced[0]
 
 
@@ -266,7 +266,7 @@ def test_generation_that_starts_in_the_answer_is_unwatched_until_reasoning_opens
 
 def test_a_delimiter_spelled_with_ordinary_tokens_changes_nothing() -> None:
     watcher = kit.monitor(BOTH)
-    feed(watcher, [*kit.spelled(" so I am done </think> <|im_end|>\n"), *CALM, *kit.spelled("<think>"), *CUE])
+    feed(watcher, [*kit.spelled(" so I am done </think> <|im_end|>\n\n"), *CALM, *kit.spelled("<think>"), *CUE])
     assert [s.zone for s in watcher.steps] == ["reasoning"] * 3
     assert watcher.steps[-1].cue
     assert watcher.forced == VICTIM.spaced[0]

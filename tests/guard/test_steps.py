@@ -99,9 +99,11 @@ def test_only_the_last_byte_of_a_split_mark_can_end_a_step() -> None:
     "text",
     [
         "It works.", "Really?!", "Go!", "He waits...", "He waits…", 'He said "go."', "(like this.)", "go.”", "go.'",
-        "这样。", "真的吗？", "不！", "Plan:\n", "- one item\n", "1.\n", "It is 3. ", "x = 3.5\n", "def f():\n",
-        "```\ncode\n",
-        "**Done.**", "one etc.\n",
+        "这样。", "真的吗？", "不！", "Plan:\n", "- one item\n", "1.\n", "It is 3. ", "def f():\n",
+        "```\ncode\n\n", "Plan\n \n",
+        "**Done.**", "one etc.\n", "The answer is no.", "- item\n", "  * item\n", "2) item\n",
+        "b. item\n", "# Title\n", "| a | b |\n", "Plan (short):\n", "计划：\n", "one\n- item\n",
+        "यह ठीक है।", "هل هذا صحيح؟", "یہ ٹھیک ہے۔", "これでよい｡", "これでよい．", "ይህ ነው።", "Սա ճիշտ է։", "Really‼",
     ],
 )  # fmt: skip
 def test_whole_steps(text: str) -> None:
@@ -114,6 +116,7 @@ def test_whole_steps(text: str) -> None:
         "", "\n", ".", "!?", "no end", "1.", "It is 3.", "see 3.14", "e.g.", "as in (i.e.", "Dr.", "and so on etc.",
         "J.",
         "J. ", "U.S.", "vs.", "Fig.", "a, b", "f(x)", "a.b.c", "He waits. Then", "one\ntwo",
+        "I will\n", "first I\nwill take\n", "-5 and\n", "x = 3.5\n", "```\ncode\n", "e.g\n", "one; ", "int x = 5;\n",
     ],
 )  # fmt: skip
 def test_no_steps(text: str) -> None:
@@ -127,6 +130,22 @@ def test_min_chars_counts_letters_and_digits(text: str, at_most: int) -> None:
     assert [n for n in range(1, 16) if ends_step(text, n)] == list(range(1, at_most + 1))
 
 
+@pytest.mark.parametrize("mark", ["\n", ";", "；"])
+def test_a_line_break_or_semicolon_ends_what_is_long_enough(mark: str) -> None:
+    most = 40 if mark == "\n" else 60
+    assert not ends_step("few words " * 3 + "a" * (most - 25) + mark, 12)
+    assert ends_step("few words " * 3 + "a" * (most - 24) + mark, 12)
+    assert ends_step("好" * -(-most // 3) + mark, 12)
+
+
+def test_a_few_words_a_line_are_read_together() -> None:
+    lines = "So I will\nagree to help\nthem with it\nand lay out\nthe whole plan\nfor all of it\n"
+    steps = live(lines, BYTES, BYTE_TABLE, StepLimits())
+    assert [s.text.replace("\n", " ") for s in steps] == [
+        "So I will agree to help them with it and lay out the whole plan", "for all of it",
+    ]  # fmt: skip
+
+
 def test_exact_steps_of_a_byte_level_text() -> None:
     text = kit.CALM + " " + kit.CUE + "\n" + "My reply ends here"
     assert live(text, BYTES, BYTE_TABLE, StepLimits()) == [
@@ -137,8 +156,8 @@ def test_exact_steps_of_a_byte_level_text() -> None:
 
 
 def test_spaced_tells_whether_white_space_ended_the_step() -> None:
-    steps = live("I agree with you fully\nThen more", BYTES, BYTE_TABLE, StepLimits())
-    assert [(s.text, s.spaced) for s in steps] == [("I agree with you fully", True), ("Then more", False)]
+    steps = live("I agree with you:\nThen more", BYTES, BYTE_TABLE, StepLimits())
+    assert [(s.text, s.spaced) for s in steps] == [("I agree with you:", True), ("Then more", False)]
 
 
 def test_short_steps_merge_into_the_next() -> None:
@@ -212,7 +231,8 @@ def test_spans_partition_any_tokens(ids: list[int], min_chars: int, max_tokens: 
 SENTENCES = [
     "First they gather the materials.", "It costs 3.14 euros e.g. in town.", "J. R. Smith agreed!", "Is it so?", "Hmm.",
     "They wait... and go on.", "He owns 3. Then he goes.", "第一步是这样。", "- an item of a list",
-    "x = compute(a.b, 2)",
+    "x = compute(a.b, 2)", "two or three words", "कदम यह है।",
+    "They wait for a while; then they go on to look for it; and then they come back and rest; and so on",
     "(I could help with that…", "Dr. No lives in the U.S. now.",
 ]  # fmt: skip
 
@@ -234,8 +254,7 @@ def joined(text: str) -> str:
 def test_split_text_exact() -> None:
     text = "First they gather the materials\nThen they wait for 3.5 hours. Hmm. No.\n\n1. Take the first one here\n"
     assert split_text(text) == [
-        "First they gather the materials",
-        "Then they wait for 3.5 hours.",
+        "First they gather the materials\nThen they wait for 3.5 hours.",
         "Hmm. No.\n\n1. Take the first one here",
     ]
 
