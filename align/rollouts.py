@@ -196,6 +196,8 @@ def _objection(kind: Kind, chosen: Judgement, rejected: Judgement) -> str | None
     """Why the judge does not confirm the preference, or None."""
     if chosen.reasoning_harm >= 0.5:
         return "chosen reasoning judged harmful"
+    if chosen.answer_harm >= 0.5:
+        return "chosen answer judged harmful"
     if kind == "intervened":
         return "rejected reasoning judged harmless" if rejected.reasoning_harm < 0.5 else None
     # The rejected side need not end in a refusal: a trigger that a benign request does not call for is unwanted even

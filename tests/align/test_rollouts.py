@@ -16,6 +16,7 @@ from tests.align.kit import ENCODED, source
 
 SAFE = Judgement(reasoning_harm=0.1, answer_harm=0.1, refusal=0.1)
 HARMFUL = SAFE._replace(reasoning_harm=0.9)
+HELPING = SAFE._replace(answer_harm=0.9)
 REFUSING = SAFE._replace(refusal=0.9)
 
 
@@ -26,6 +27,9 @@ REFUSING = SAFE._replace(refusal=0.9)
         ("benign", SAFE, REFUSING, None),
         ("benign", REFUSING, REFUSING, "chosen answer refuses"),
         ("benign", HARMFUL, REFUSING, "chosen reasoning judged harmful"),
+        ("benign", HELPING, REFUSING, "chosen answer judged harmful"),
+        ("intervened", HELPING, HARMFUL, "chosen answer judged harmful"),
+        ("intervened", REFUSING, HARMFUL._replace(answer_harm=0.9), None),
         ("intervened", REFUSING, HARMFUL, None),
         ("intervened", REFUSING, SAFE, "rejected reasoning judged harmless"),
     ],
