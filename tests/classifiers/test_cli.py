@@ -52,7 +52,7 @@ def test_score_writes_the_live_guards_numbers(tiny: Path, tmp_path: Path) -> Non
         "",
         {"id": "b", "request": request, "steps": [SAFE[0]]},
         {"id": "c", "request": request, "steps": []},
-        {"id": "d", "request": request, "steps": [SAFE[0], codecs.encode(CUES[0], "rot13")]},
+        {"id": "d", "request": "How do I paint a lamp?", "steps": [codecs.encode(CUES[0], "rot13")]},
     )
     run("score", "--input", source, "--output", tmp_path / "out.jsonl", "--model", tiny)
     first, second, third, fourth = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -71,7 +71,9 @@ def test_score_writes_the_live_guards_numbers(tiny: Path, tmp_path: Path) -> Non
     assert [step["cue"] for step in first["steps"]] == [False, True, True]
     assert (second["id"], second["first_cue"], second["steps"][0]["cue"]) == ("b", None, False)
     assert third == {"id": "c", "steps": [], "first_cue": None}
-    assert [(step["unreadable"], step["cue"]) for step in fourth["steps"]] == [(False, False), (True, True)]
+    (hidden,) = fourth["steps"]
+    assert hidden["score"] < detector.threshold
+    assert (hidden["unreadable"], hidden["cue"], fourth["first_cue"]) == (True, True, 0)
 
 
 @pytest.mark.parametrize(

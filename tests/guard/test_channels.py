@@ -48,7 +48,8 @@ def spelled(ids: list[int]) -> str:
 
 
 def test_a_cue_in_the_analysis_is_answered_there() -> None:
-    output, watcher = written(f"{HEADING}{kit.CALM}{CUE}{CUE}<|end|>{FINAL}My reply ends here.<|return|>")
+    once = ONE.model_copy(update={"ladder": ("trigger",)})
+    output, watcher = written(f"{HEADING}{kit.CALM}{CUE}{CUE}<|end|>{FINAL}My reply ends here.<|return|>", once)
     before, after = encode(HEADING + kit.CALM + CUE), encode(f"{CUE}<|end|>{FINAL}My reply ends here.<|return|>")
     trigger = list(VICTIM.spaced)
     assert output == before + trigger + after
