@@ -179,6 +179,11 @@ class Trace(BaseModel):
         return self.lengths.replaced if self.lengths else sum(len(i.cue_ids) for i in self.receipt.interventions)
 
     @property
+    def stepless_tokens(self) -> int:
+        """How many generated tokens stand in no step: outside the watched zones, and the marks between zones."""
+        return max(0, self.output_tokens - sum(step.end - step.start for step in self.steps))
+
+    @property
     def cues(self) -> int:
         """How many there were, those that are no step any more because a trigger took their place included."""
         replaced = sum(each.mode == "substitute" for each in self.receipt.interventions)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from guard.policy import Policy
 from guard.sidecar.errors import ApiError
+from guard.steps import Zone
 from guard.traces import Mode, Receipt, Trace
 
 RECEIPT_HEADER = "x-reasonguard-receipt"
@@ -22,9 +24,15 @@ class Attached(BaseModel):
 
     guard_id: str
     guarded: bool
-    """Steps were seen, all were scored, every forced token was appended, under the policy in force, not in shadow."""
+    """Steps were seen in `zones`, all were scored, every forced token was appended, under the policy in force, not in
+    shadow."""
     reason: str | None = None
     """Why `guarded` is false."""
+    zones: tuple[Zone, ...] = ()
+    """What was watched; whatever else the response holds passed unseen, `guarded` or not. Empty where nothing shows
+    that anything was."""
+    unwatched_tokens: int | None = None
+    """Generated tokens outside of them, the marks between zones included; None where no trace tells."""
     seen: int = 0
     scored: int = 0
     unscored: int = 0
@@ -125,10 +133,13 @@ def prove(
     receipt = trace.receipt
     problem = _problem(trace, delivered, policy) or (followed.problem(trace) if followed is not None else None)
     reason = problem or _left_alone(receipt)
+    zones = policy.zones if receipt.policy_hash == policy.hash else ()
     attached = Attached(
         guard_id=guard_id,
         guarded=reason is None,
         reason=reason,
+        zones=zones,
+        unwatched_tokens=_unwatched(trace, zones),
         seen=receipt.seen,
         scored=receipt.scored,
         unscored=receipt.unscored,
@@ -148,6 +159,12 @@ def prove(
         **(followed.fields(trace) if followed is not None else {}),
     )
     return Proof(attached, broken=problem is not None, trace=trace)
+
+
+def _unwatched(trace: Trace, zones: tuple[Zone, ...]) -> int:
+    # Where everything was watched to the end, only marks and white space stand in no step.
+    everything = set(zones) == set(get_args(Zone)) and trace.receipt.clean
+    return 0 if everything else trace.stepless_tokens
 
 
 def _left_alone(receipt: Receipt) -> str | None:

@@ -44,6 +44,15 @@ def receipt_in_header_and_body(gate: Gateway) -> None:
     need(found["seen"] == found["scored"] and found["unscored"] == 0, f"steps were not scored: {found}")
 
 
+def receipt_names_what_was_watched(gate: Gateway) -> None:
+    """`guarded` speaks of the watched zones alone."""
+    response = gate.http.post(CHAT, json=gate.body())
+    tokens, found = gate.answered(response)["usage"]["completion_tokens"], receipt(response)
+    zones, unwatched = found.get("zones"), found.get("unwatched_tokens")
+    need(zones and set(zones) <= {"reasoning", "answer"}, f"no watched zones: {zones}")
+    need(isinstance(unwatched, int) and 0 <= unwatched < tokens, f"{unwatched} of {tokens} tokens unwatched")
+
+
 def receipt_in_the_last_event(gate: Gateway) -> None:
     last = gate.events()[-1]
     need(last.get("choices") == [], "the last event has choices")
@@ -114,7 +123,8 @@ def _refusing(name: str, value: Any) -> Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    receipt_in_header_and_body, receipt_in_the_last_event, receipt_on_responses, responses_cannot_opt_out,
-    raw_completions_are_closed_or_guarded, completions_cannot_opt_out, special_tokens_are_text, no_prefilled_reasoning,
+    receipt_in_header_and_body, receipt_names_what_was_watched, receipt_in_the_last_event, receipt_on_responses,
+    responses_cannot_opt_out, raw_completions_are_closed_or_guarded, completions_cannot_opt_out,
+    special_tokens_are_text, no_prefilled_reasoning,
     *(_refusing(name, value) for name, value in OPT_OUTS.items()),
 )  # fmt: skip

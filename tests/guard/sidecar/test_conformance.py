@@ -49,7 +49,8 @@ def test_an_open_engine_fails_every_check_of_the_firewall(tmp_path: Path) -> Non
     with running(engine.app()) as url, httpx.Client(base_url=url, trust_env=False, headers=KEY) as http:
         found = {each.name: each for each in results(Gateway(http), ["guard"])}
     assert {name for name, each in found.items() if each.outcome == "fail"} >= {
-        "receipt_in_header_and_body", "receipt_in_the_last_event", *(f"refuses_{name}" for name in OPT_OUTS),
+        "receipt_in_header_and_body", "receipt_names_what_was_watched", "receipt_in_the_last_event",
+        *(f"refuses_{name}" for name in OPT_OUTS),
     }  # fmt: skip
     assert found["refuses_n"].note.startswith("HTTP 200")
     assert found["receipt_in_header_and_body"].note == "no header x-reasonguard-receipt"

@@ -85,10 +85,10 @@ def test_a_stream_that_takes_too_long_ends_unguarded_with_the_reason(start: Star
     assert json.loads(last) == {
         "object": "chat.completion.chunk", "choices": [],
         "reasonguard": {
-            "guard_id": response.headers["x-reasonguard-id"], "guarded": False, "reason": message, "seen": 0,
-            "scored": 0, "unscored": 0, "unreadable": 0, "interventions": 0, "unanswered": 0, "injected_tokens": 0,
-            "replaced_tokens": 0, "mode": "inject", "policy": "default", "policy_hash": front.policy.hash,
-            "shadow": False,
+            "guard_id": response.headers["x-reasonguard-id"], "guarded": False, "reason": message, "zones": [],
+            "seen": 0, "scored": 0, "unscored": 0, "unreadable": 0, "interventions": 0, "unanswered": 0,
+            "injected_tokens": 0, "replaced_tokens": 0, "mode": "inject", "policy": "default",
+            "policy_hash": front.policy.hash, "shadow": False,
         },
         "error": {"message": message, "type": "server_error", "param": None, "code": "request_timeout"},
     }  # fmt: skip

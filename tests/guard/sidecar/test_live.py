@@ -132,8 +132,9 @@ def test_unary_is_corrected_and_proven(live: Live) -> None:
     trace = next(t for t in read_traces(live.spool)[0] if t.guard_id == response.headers["x-reasonguard-id"])
     trigger = next(t for t in live.parts.sidecar.runtime.triggers if t.id == trace.receipt.interventions[0].trigger_id)
     wanted = {
-        "guard_id": trace.guard_id, "guarded": True, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0,
-        "interventions": 1,
+        "guard_id": trace.guard_id, "guarded": True, "zones": ["reasoning"],
+        "unwatched_tokens": len(trace.output_ids) - trace.steps[-1].end,
+        "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0, "interventions": 1,
         "unanswered": 0, "injected_tokens": len(trigger.spaced), "replaced_tokens": 0, "mode": "inject",
         "policy": "default",
         "policy_hash": live.parts.sidecar.policy.hash, "detector": live.parts.sidecar.runtime.detector.version,

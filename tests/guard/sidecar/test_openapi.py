@@ -93,3 +93,5 @@ def test_a_request_is_the_one_that_the_firewall_reads() -> None:
         assert schemas[name]["properties"]["temperature"]["anyOf"] == [temperature, {"type": "null"}]
     assert schemas["ResponsesRequest"]["properties"]["stop"] == schemas["ChatRequest"]["properties"]["stop"]
     assert set(schemas["Attached"]["required"]) >= {"guard_id", "guarded", "mode", "policy", "policy_hash"}
+    assert schemas["Attached"]["properties"]["zones"]["items"]["enum"] == ["reasoning", "answer"]
+    assert "unwatched_tokens" in schemas["Attached"]["properties"]

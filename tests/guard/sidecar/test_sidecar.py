@@ -80,8 +80,8 @@ def start(runtime: GuardRuntime, neutraliser: Neutraliser, tmp_path: Path) -> It
 def attached(front: Front, guard_id: str, **changes: Any) -> dict[str, Any]:
     """The receipt of a clean scripted response, with changes; None removes a key."""
     clean = {
-        "guard_id": guard_id, "guarded": True, "seen": 1, "scored": 1, "unscored": 0, "unreadable": 0,
-        "interventions": 0,
+        "guard_id": guard_id, "guarded": True, "zones": ["reasoning"], "unwatched_tokens": 0,
+        "seen": 1, "scored": 1, "unscored": 0, "unreadable": 0, "interventions": 0,
         "unanswered": 0, "injected_tokens": 0, "replaced_tokens": 0, "mode": "inject", "policy": "default",
         "policy_hash": front.policy.hash, "detector": "d1", "engine": "vllm-v1", "shadow": False,
     }  # fmt: skip
@@ -205,6 +205,31 @@ def test_what_the_policys_zones_leave_out_is_not_called_guarded(start: Start) ->
     reason = "nothing was generated in the zones that the policy watches"
     assert (response.status_code, receipt["guarded"], receipt["reason"]) == (200, False, reason)
     assert front.counted() == {"unwatched": 1}
+
+
+BOTH = ("reasoning", "answer")
+
+
+@pytest.mark.parametrize(("policy", "receipt", "zones", "unwatched"), [
+    ({}, {}, ["reasoning"], 2),
+    ({"zones": BOTH}, {}, ["reasoning", "answer"], 0),
+    # The guard broke: what came after its last step was not seen, whatever the policy says.
+    ({"zones": BOTH}, {"errors": ["observe: X"]}, ["reasoning", "answer"], 2),
+    ({"zones": BOTH}, {"policy_hash": "000000000000"}, [], 2),
+])  # fmt: skip
+def test_a_receipt_names_what_was_watched_and_counts_what_was_not(
+    start: Start, policy: dict[str, Any], receipt: dict[str, Any], zones: list[str], unwatched: int
+) -> None:
+    def traces(guard_id: str, chosen: Policy) -> list[Trace]:
+        trace = trace_of(guard_id, chosen, **receipt)
+        return [trace.model_copy(update={"steps": [replace(trace.steps[0], end=1)]})]
+
+    front = start(traces, fail_mode="open", **policy)
+    response = front.http.post("/v1/chat/completions", json=HELLO)
+    for found in (json.loads(response.headers["x-reasonguard-receipt"]), front.events()[-1]["reasonguard"]):
+        assert (found["zones"], found["unwatched_tokens"], found["guarded"]) == (zones, unwatched, not receipt)
+    none = start(lambda i, p: [], fail_mode="open").http.post("/v1/chat/completions", json=HELLO).json()["reasonguard"]
+    assert (none["zones"], "unwatched_tokens" in none) == ([], False)
 
 
 def test_a_stream_is_not_buffered(start: Start) -> None:

@@ -52,6 +52,9 @@ def test_a_cue_is_substituted_and_the_receipt_says_that_nothing_else_guards(remo
         True, "substitute", "sidecar-only", 1,
     )  # fmt: skip
     assert receipt["replaced_tokens"] == len(item.cue_ids)
+    # The mark that closes the reasoning, and the answer.
+    closed = trace.output_ids.index(front.engines[0].tokenizer.token_to_id("</think>"))
+    assert (receipt["zones"], receipt["unwatched_tokens"]) == (["reasoning"], len(trace.output_ids) - closed)
     assert trace.guard_time is not None
     assert len(trace.guard_time.steps) == receipt["seen"]
     assert trace.guard_time.request > 0
