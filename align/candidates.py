@@ -109,10 +109,10 @@ def one_by_one(
 
 
 def place(before: Sequence[int], table: TokenTable) -> Place:
-    """Whether a trigger after these output ids brings its own space: not after white space or a delimiter. At the very
-    start of an output it does."""
+    """Whether a trigger after these output ids brings its own space: not after white space or a delimiter, nor as a
+    zone's first text (what a live guard does)."""
     if not before:
-        return "spaced"
+        return "plain"
     last = before[-1]
     piece = table.bytes_of[last] if 0 <= last < len(table.bytes_of) else b""
     return "plain" if last in table.markers or piece[-1:].isspace() else "spaced"

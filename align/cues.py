@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from align.text import opened
 from classifiers.detector import Asked
 from guard.runtime import GuardRuntime
 from guard.steps import Step, StepSplitter
@@ -12,7 +13,7 @@ from guard.steps import Step, StepSplitter
 
 @dataclass(frozen=True)
 class Watched:
-    """One output whose generation began inside the reasoning zone, and what was asked.
+    """One output that begins with its reasoning, and what was asked.
 
     `start`: a step begins at this output index, and none before it counts as a cue (it was dealt with already).
     """
@@ -28,7 +29,7 @@ def first_cues(rows: Sequence[Watched], runtime: GuardRuntime) -> list[Step | No
     An output leaves the batch at its first cue, so that no step after it is encoded.
     """
     contexts = {request: runtime.detector.request(request) for request in dict.fromkeys(r.request for r in rows)}
-    walks = {i: _steps(row, runtime) for i, row in enumerate(rows)}
+    walks = {i: steps(row, runtime) for i, row in enumerate(rows)}
     found: list[Step | None] = [None] * len(rows)
     while walks:
         wave = [(i, *next(walk, (None, ""))) for i, walk in walks.items()]
@@ -41,18 +42,25 @@ def first_cues(rows: Sequence[Watched], runtime: GuardRuntime) -> list[Step | No
     return found
 
 
-def _steps(row: Watched, runtime: GuardRuntime) -> Iterator[tuple[Step, str]]:
-    """Reasoning steps from `row.start` on, each with the text of the step before it."""
+def steps(row: Watched, runtime: GuardRuntime) -> Iterator[tuple[Step, str]]:
+    """Reasoning steps from `row.start` on, the unfinished last one too, each with the text of the step before it.
+
+    What a live guard scores: a mark that opens the reasoning belongs to no step.
+    """
     splitter = StepSplitter(runtime.table, runtime.policy.limits)
     previous = ""
+    first = opened(row.output, runtime.table, runtime.grammar)
     for index, token in enumerate(row.output):
         if index == row.start and (before := splitter.flush()) is not None:
             previous = before.text
         if token == runtime.grammar.end:
-            return
-        step = splitter.push(token, index)
+            break
+        step = splitter.push(token, index) if index >= first else None
         if step is None:
             continue
         if step.start >= row.start:
             yield step, previous
         previous = step.text
+    last = splitter.flush()
+    if last is not None and last.start >= row.start:
+        yield last, previous

@@ -82,10 +82,22 @@ class EndpointGenerator:
         return {job.id: done[job.id] for job in jobs}
 
     def _meet(self) -> dict[str, _Card]:
-        """What each server says of itself. UserError unless all have this tokenizer."""
+        """What each server says of itself; those that are down are told and left out. UserError when all are, or when
+        one has another tokenizer."""
         if not self._cards:
+            cards: dict[str, _Card] = {}
+            down: list[_Down] = []
             with self._client(httpx.Client) as client:
-                self._cards = {url: _meet(client, url, self._encode(PROBE)) for url in self._urls}
+                for url in self._urls:
+                    try:
+                        cards[url] = _meet(client, url, self._encode(PROBE))
+                    except _Down as problem:
+                        down.append(problem)
+            if not cards:
+                raise down[0]
+            for each in down:
+                Console(stderr=True).print(f"{each} It is left out.", highlight=False, markup=False)
+            self._cards = cards
         return self._cards
 
     def _client(self, kind: Callable[..., Any]) -> Any:
@@ -95,9 +107,9 @@ class EndpointGenerator:
         return kind(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
 
     async def _all(self, jobs: Sequence[Job], out: Path, what: str) -> None:
-        sites = Sites(self._urls, self._spec.concurrency, self._spec.backoff)
+        sites = Sites(list(self._cards), self._spec.concurrency, self._spec.backoff)
         waiting = iter(jobs)
-        workers = min(len(jobs), self._spec.concurrency * len(self._urls))
+        workers = min(len(jobs), self._spec.concurrency * len(self._cards))
         with Progress(console=Console(stderr=True)) as bar, out.open("a", encoding="utf-8") as sink:
             task = bar.add_task(what, total=len(jobs))
 
@@ -195,6 +207,10 @@ class _Tokens(BaseModel):
     tokens: list[int]
 
 
+class _Down(UserError):
+    """A server that is not there now, but may be another time."""
+
+
 def _meet(client: httpx.Client, url: str, wanted: list[int]) -> _Card:
     """The model that a server lists first (its base model); UserError unless its tokenizer is ours."""
     card = _say(client.get, f"{url}/v1/models", _Listed).data[0]
@@ -212,7 +228,9 @@ def _say(send: Callable[..., httpx.Response], url: str, shape: type[Answer], **m
         response.raise_for_status()
         return shape.model_validate_json(response.content)
     except httpx.HTTPError as error:
-        raise UserError(f"Endpoint {url} does not answer", got=str(error) or type(error).__name__) from error
+        refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+        kind = UserError if refused else _Down
+        raise kind(f"Endpoint {url} does not answer", got=str(error) or type(error).__name__) from error
     except ValidationError as error:
         raise UserError(f"Endpoint {url} does not answer as vLLM does", got=response.text[:200]) from error
 

@@ -31,13 +31,16 @@ def weights_hash(model: str) -> str:
     """12 hex digits over config.json and the weights files, or samples of those that are large: quick at any size.
 
     Training changes whole matrices, so samples spread over a file see it; what was damaged in between is the business
-    of `Registry.verify`. Empty for a hub name, whose files may lie anywhere. OSError when a file cannot be read.
+    of `Registry.verify`. A hub name is read from the local cache, without any network; empty where that does not hold
+    all of the model. OSError when a file cannot be read.
     """
     path = Path(model)
-    if not path.is_dir():
+    local = path.is_dir()
+    weights = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]) if local else _cached(model)
+    if not local and not weights:
         return ""
-    digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
+    digest = hashlib.sha256(((path if local else weights[0].parent) / "config.json").read_bytes())
+    for file in weights:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         if size <= _WHOLE:
@@ -50,15 +53,34 @@ def weights_hash(model: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def _cached(name: str) -> list[Path]:
+    """The weights files of a hub model in the local cache, those that its index names; none unless all are there."""
+    # tokenizers brings it.
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except ValueError:
+        config = None  # No name that a hub could have.
+    if not isinstance(config, str):
+        return []
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = Path(config).with_name(f"{whole}.index.json")
+        parts = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else [whole]
+        files = [index.with_name(part) for part in sorted(set(parts))]
+        if all(file.exists() for file in files):
+            return files
+    return []
+
+
 def known_weights(model: str, purpose: str) -> str:
-    """The hash of a model that must have one; UserError for a hub name."""
-    found = weights_hash(model)
-    if not found:
+    """The hash of a model whose files are to be exchanged or copied; UserError for a hub name."""
+    if not Path(model).is_dir():
         raise UserError(
             f"{purpose} needs a model directory, whose files tell its weights apart", got=model,
             fix="Download the model and give its directory",
         )  # fmt: skip
-    return found
+    return weights_hash(model)
 
 
 def file_hash(path: Path) -> str:
@@ -100,7 +122,7 @@ class LoadedWeights:
         self._hashed: tuple[str, str] = ("", "")
 
     def now(self) -> tuple[str, str]:
-        """The model's path or name, and its hash: empty for a hub name, and when the files cannot be read."""
+        """The model's path or name, and its hash: empty where it is not known, and when the files cannot be read."""
         path = self._path()
         if path != self._hashed[0]:
             try:

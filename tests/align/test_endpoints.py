@@ -185,15 +185,26 @@ def test_a_server_with_another_tokenizer_is_refused(
     assert front.asked == []
 
 
+def test_a_server_that_is_down_at_the_start_is_told_and_left_out(
+    vllm_server: Server, stubborn_bench: Workbench, jobs: list[Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    generator = vllm_server.generator(stubborn_bench, "http://127.0.0.1:9", vllm_server.url)
+    assert generator.context == 512
+    assert len(generator.generate(jobs, tmp_path / "out.jsonl", "test")) == len(jobs)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "Endpoint http://127.0.0.1:9/v1/models does not answer" in told
+    assert told.count("It is left out.") == 1
+
+
 def test_what_is_no_vllm_server_is_a_sentence(tmp_path: Path) -> None:
-    def meet(url: str) -> None:
-        EndpointGenerator(EndpointSpec(urls=(url,)), lambda _: [1]).generate([Job(id="a", prompt_ids=[1])], out, "test")
+    def meet(*urls: str) -> None:
+        EndpointGenerator(EndpointSpec(urls=urls), lambda _: [1]).generate([Job(id="a", prompt_ids=[1])], out, "test")
 
     out = tmp_path / "out.jsonl"
     with running(Starlette()) as url, pytest.raises(UserError, match=r"/v1/models does not answer; got .*404"):
         meet(url)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models does not answer"):
-        meet("http://127.0.0.1:9")
+        meet("http://127.0.0.1:9", "http://127.0.0.1:11")
     for wrong in ("localhost:8000", "http://", "file:///etc"):
         with pytest.raises(UserError, match="--endpoint is no address"):
             meet(wrong)

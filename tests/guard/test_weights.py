@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def test_a_hub_name_has_no_hash(model: Path) -> None:
     with pytest.raises(UserError, match="--versions needs a model directory"):
         known_weights("org/name", "--versions")
     assert known_weights(str(model), "x") == weights_hash(str(model))
+
+
+def test_a_hub_model_is_hashed_where_the_local_cache_holds_all_of_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    repo = tmp_path / "cache" / "models--org--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c0ffee")
+    snapshot = shutil.copytree(model, repo / "snapshots" / "c0ffee")
+    assert weights_hash("org/name") == weights_hash(str(model))
+    assert LoadedWeights(lambda: "org/name").now() == ("org/name", weights_hash(str(model)))
+    # Another copy of the weights that nobody loads.
+    (snapshot / "consolidated.safetensors").write_bytes(b"1")
+    (snapshot / "pytorch_model.bin").write_bytes(b"2")
+    assert weights_hash("org/name") == weights_hash(str(model))
+    shards = {"a": "model-00001-of-2.safetensors", "b": "model-00002-of-2.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (snapshot / "pytorch_model.bin").unlink()
+    (snapshot / shards["a"]).write_bytes(b"first")
+    assert weights_hash("org/name") == "", "half of it is there"
+    (snapshot / shards["b"]).write_bytes(b"second")
+    assert len(weights_hash("org/name")) == 12
+    assert weights_hash("org/name") != weights_hash(str(model))
+    assert [weights_hash(name) for name in ("org/other", "no/hub/name", "/no/directory")] == [""] * 3
 
 
 def test_loaded_weights_follow_the_path_and_survive_a_missing_file(model: Path, tmp_path: Path) -> None:
