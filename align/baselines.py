@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.evaluate import Arm, EvalRequest, Outcome, run_arms
-from align.generate import read_results
+from align.arms import measured
+from align.claims import check
+from align.evaluate import Arm, EvalRequest, Outcome, arm_jobs
+from align.generate import answers
 from align.pairs import Pair
-from align.quality import Attempt, attempt
+from align.quality import Attempt, attempt, task_jobs
 from align.tasks import Task
 from align.train import TrainReport, TrainSettings, merge, read_report, train
 from guard.errors import UserError
@@ -44,12 +46,16 @@ def known_baselines(names: str) -> tuple[str, ...]:
 def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainReport:
     """Trains it into `OUT/baselines/NAME/adapter`, unless it is there already."""
     adapter = _directory(bench, name) / "adapter"
+    settings = TrainSettings.model_validate(bench.settings.recipe[0].model_dump() | BASELINES[name])
     report = read_report(adapter)
-    if report is None:
+    if report is not None:
+        check(report.settings, settings, f"{adapter} holds another baseline")
+    else:
         bench.make_room()
-        settings = TrainSettings.model_validate(bench.settings.stages[0].model_dump() | BASELINES[name])
         sides = [with_prefix(pair) for pair in pairs] if settings.per_token else pairs
-        report = train(bench.settings.model, sides, adapter, settings, bench.runtime.table)
+        report = train(
+            bench.settings.model, sides, adapter, settings, bench.runtime.table, bench.runtime.policy.limits
+        )  # fmt: skip
     return report
 
 
@@ -69,13 +75,13 @@ def measure_baseline(
     """Its replies to requests and tasks. The merged weights stay only while they are needed; the adapter stays."""
     out = bench.out / "evaluation"
     arm, merged = Arm(name, name), Path(bench.weights(name))
-    done = read_results(out / f"{name}.jsonl").keys() | read_results(out / f"tasks-{name}.jsonl").keys()
-    wanted = {f"{name}|{i}" for i in (*(r.id for r in requests), *(t.id for t in tasks))}
-    if wanted - done:
+    asked = {
+        f"{name}.jsonl": arm_jobs([arm], requests, bench.settings.max_tokens),
+        f"tasks-{name}.jsonl": task_jobs(bench, [arm], tasks),
+    }  # fmt: skip
+    if any(len(answers(out / file, jobs)) < len(jobs) for file, jobs in asked.items()):
         merge(bench.settings.model, _directory(bench, name) / "adapter", merged)
-    outcomes = run_arms(
-        [arm], requests, bench.generator(name), bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
-    )[name]  # fmt: skip
+    outcomes = measured(bench, [arm], requests)[name]
     tried = attempt(bench, [arm], tasks)[name]
     shutil.rmtree(merged, ignore_errors=True)
     return outcomes, tried

@@ -1,8 +1,10 @@
-"""What happens beside the training loop: metrics as JSON lines, and the stop when numbers are none any more."""
+"""What happens beside the training loop: metrics as JSON lines, the time it takes, and the stop when numbers are none
+any more."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,24 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]  # transformers is not
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    """Seconds that the steps before this run took; each checkpoint keeps what led to it."""
+
+    def __init__(self) -> None:
+        self.earlier = 0.0
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Goes on from the checkpoint, where there is one."""
+        self.earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("seconds", 0.0)
+        self._began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """What a checkpoint of this step would hold."""
+        seconds = self.earlier + time.monotonic() - self._began
+        state.stateful_callbacks[type(self).__name__] = {"seconds": seconds}
 
 
 class StopOnDivergence(TrainerCallback):  # type: ignore[misc]

@@ -35,7 +35,9 @@ Requests = Annotated[
 ]
 Stages = Annotated[
     Path | None,
-    typer.Option(help="YAML list of training stages, such as align/configs/paper.yaml; default: one stage."),
+    typer.Option(
+        help="YAML list of training stages, such as align/configs/paper.yaml. Default: the run's, one if it is new."
+    ),
 ]
 Accelerate = Annotated[
     Path | None, typer.Option(help="Train under `accelerate launch` with this file, such as align/configs/fsdp.yaml.")
@@ -53,7 +55,13 @@ SecondJudge = Annotated[
 Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo, full-dpo-norm.")]
 Tasks = Annotated[int, typer.Option(min=0, max=2000, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
 LmEval = Annotated[str, typer.Option(help="Tasks of lm-eval by name, such as gsm8k (needs lm-eval and the hub).")]
-MaxTokens = Annotated[int, typer.Option(min=8, help="Tokens of a reply; reasoning models of the hub need thousands.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Tokens of a reply; reasoning models of the hub need thousands. Default: the run's, 160 if it is new.",
+    ),
+]
 
 
 @app.callback()
@@ -67,7 +75,7 @@ def align(
     stages: Stages = None,
     accelerate: Accelerate = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice of pairs and training.")] = 0,
-    max_tokens: MaxTokens = 160,
+    max_tokens: MaxTokens = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="For cron: take new traces only, and promote what passes the gate.")
     ] = False,
@@ -96,7 +104,7 @@ def align(
         )
     from align import pipeline
 
-    settings = pipeline.AlignSettings.of(model, policy, seed, stages).model_copy(update={"max_tokens": max_tokens})
+    settings = pipeline.AlignSettings.of(model, policy, seed, stages, max_tokens)
     if promote:
         from align.gate import load_gate
         from align.promote import Weekly, weekly
@@ -114,8 +122,8 @@ app.command()(export)
 
 
 @app.command(name="train")
-def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Accelerate = None, seed: int = 0) -> None:
-    """Train a LoRA adapter on `OUT/pairs.jsonl` into `OUT/adapter`.
+def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Accelerate = None) -> None:
+    """Train a LoRA adapter on `OUT/pairs.jsonl` into `OUT/adapter`, with the run's policy and seed.
 
     Example: `cli.py align train --model demo --out runs/align`
 
@@ -123,8 +131,13 @@ def train_command(model: Model, out: Out, stages: Stages = None, accelerate: Acc
     """
     from align import pipeline
     from align.pairs import read_pairs
+    from align.study import recorded
 
-    with pipeline.Workbench.open(pipeline.AlignSettings.of(model, None, seed, stages), out) as bench:
+    settings = pipeline.AlignSettings.of(model, None, 0, stages)
+    if (out / pipeline.CARD).exists():
+        run = recorded(out, settings.model)
+        settings = run if stages is None else run.model_copy(update={"stages": settings.stages})
+    with pipeline.Workbench.open(settings, out) as bench:
         report = pipeline.train_adapter(bench, read_pairs(out / "pairs.jsonl"), accelerate)
     typer.echo(f"trained on {report.pairs} pairs ({report.benign} benign) in {report.seconds:.0f} s: {out / 'adapter'}")
 
@@ -139,6 +152,7 @@ def evaluate_command(
     baselines: Baselines = "",
     tasks: Tasks = 240,
     lm_eval: LmEval = "",
+    max_tokens: MaxTokens = None,
 ) -> None:
     """Measure all arms of the run in OUT, each with intervals; write `OUT/report.html` and `report.json`.
 
@@ -152,6 +166,8 @@ def evaluate_command(
 
     wanted = _study(seeds or "0", judge, baselines, tasks, lm_eval)
     settings = recorded(out, AlignSettings.of(model).model)
+    if max_tokens is not None:
+        settings = settings.model_copy(update={"max_tokens": max_tokens})
     if seeds is None:
         wanted = wanted.model_copy(update={"seeds": (settings.seed,)})
     study.evaluate(settings, out, wanted, lambda bench: _requests(bench, requests))
@@ -175,7 +191,7 @@ def reproduce_command(
     baselines: Baselines = "sft,full-dpo,full-dpo-norm",
     tasks: Tasks = 240,
     lm_eval: LmEval = "",
-    max_tokens: MaxTokens = 160,
+    max_tokens: MaxTokens = None,
 ) -> None:
     """The paper's tables in shape, on any model: traces, pairs, training, all arms and baselines, every seed.
 
@@ -188,7 +204,7 @@ def reproduce_command(
     from align.pipeline import AlignSettings
     from align.requests import from_file, training
 
-    settings = AlignSettings.of(model, policy, 0, stages).model_copy(update={"max_tokens": max_tokens})
+    settings = AlignSettings.of(model, policy, 0, stages, max_tokens)
     wanted = _study(seeds or "0,1,2", judge, baselines, tasks, lm_eval)
     study.reproduce(
         settings, out, wanted, lambda bench: _requests(bench, requests),

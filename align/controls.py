@@ -12,10 +12,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from align.candidates import place
 from align.cues import Watched, first_cues
 from align.evaluate import EvalRequest, Outcome
 from align.generate import Generator, Job
-from align.text import ReplyReader
+from align.text import ReplyReader, opened
 from classifiers.judge import Judge, Judgement
 from classifiers.stats import Rate
 from guard.runtime import GuardRuntime
@@ -36,7 +37,7 @@ def first_cue(output: Sequence[int], request: str, runtime: GuardRuntime) -> Ste
 
 
 def run_controls(
-    outputs: Sequence[tuple[Outcome, list[int]]],
+    outcomes: Sequence[Outcome],
     generator: Generator,
     runtime: GuardRuntime,
     tokenizer: object,
@@ -44,10 +45,10 @@ def run_controls(
     judge: Judge,
     out: Path,
     *,
-    max_tokens: int = 140,
+    max_tokens: int,
     seed: int = 0,
 ) -> dict[str, Control]:
-    """`outputs`: the base arm's harmful outcomes with their output ids. Keys: cue, trigger, neutral.
+    """`outcomes`: the base arm's, of harmful requests. Keys: cue, trigger, neutral.
 
     What follows the cue is the arm's own reply; only the other two are generated.
     """
@@ -55,13 +56,14 @@ def run_controls(
     neutral = encode_trigger(NEUTRAL, tokenizer)  # type: ignore[arg-type]
     found: dict[str, list[Judgement]] = {"cue": [], "trigger": [], "neutral": []}
     todo: list[tuple[str, EvalRequest, list[int]]] = []
-    for outcome, ids in outputs:
-        step = first_cue(ids, outcome.request.request, runtime)
-        if step is None or step.start == 0:
+    for outcome in outcomes:
+        step = first_cue(outcome.ids, outcome.request.request, runtime)
+        if step is None or step.start == opened(outcome.ids, runtime.table, runtime.grammar):
             continue
         found["cue"].append(outcome.verdict)
-        sentences = {"trigger": rng.choice(runtime.triggers).spaced, "neutral": neutral.spaced}
-        todo += [(kind, outcome.request, [*ids[: step.start], *lead]) for kind, lead in sentences.items()]
+        before = outcome.ids[: step.start]
+        for kind, sentence in (("trigger", rng.choice(runtime.triggers)), ("neutral", neutral)):
+            todo.append((kind, outcome.request, [*before, *sentence.ids(place(before, runtime.table))]))
     jobs = [
         Job(id=f"{kind}|{request.id}", prompt_ids=[*request.prompt_ids, *lead], max_tokens=max_tokens)
         for kind, request, lead in todo

@@ -44,9 +44,9 @@ def agreement(first: Sequence[Outcome], second: Sequence[Outcome | None], column
     return bootstrap(kappa, left, right, groups=groups), same
 
 
-def detector_sees(outcomes: Sequence[Outcome], ids: Sequence[Sequence[int]], runtime: GuardRuntime) -> list[bool]:
-    """Whether the detector finds a cue in each reasoning; `ids`: the output ids, row by row."""
-    rows = [Watched(o.request.request, i) for o, i in zip(outcomes, ids, strict=True)]
+def detector_sees(outcomes: Sequence[Outcome], runtime: GuardRuntime) -> list[bool]:
+    """Whether the detector finds a cue in each reasoning."""
+    rows = [Watched(o.request.request, o.ids) for o in outcomes]
     return [cue is not None for cue in first_cues(rows, runtime)]
 
 

@@ -1,4 +1,4 @@
-"""Directories with one writer, files that only grow, and a full disk told in a sentence."""
+"""Directories with one writer, files that are whole or only grow, and a full disk told in a sentence."""
 
 from __future__ import annotations
 
@@ -57,6 +57,13 @@ def full_disk_told(path: Path) -> Iterator[None]:
             f"The disk under {path} is full", got=said,
             fix="Make room and run the same command again; it goes on where it stopped",
         ) from error  # fmt: skip
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one move: whoever is killed here leaves what was there before."""
+    scratch = path.with_name(f"{path.name}.part")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rich.console import Console
 from rich.progress import Progress
 
-from align.generate import Job, Result, end_torn_line, read_results
+from align.generate import Job, Result, answers, end_torn_line
 from align.sites import Site, Sites
 from guard.errors import UserError
 
@@ -71,15 +71,15 @@ class EndpointGenerator:
         """
         if any(job.guard for job in jobs):
             raise ValueError("an endpoint's guard is its own: a job cannot ask for one")
-        done = read_results(out)
+        done = answers(out, jobs)
         missing = [job for job in jobs if job.id not in done]
         if missing:
             self._meet()
             out.parent.mkdir(parents=True, exist_ok=True)
             end_torn_line(out)
             asyncio.run(self._all(missing, out, what))
-            done = read_results(out)
-        return {job.id: done[job.id] for job in jobs}
+            done = answers(out, jobs)
+        return done
 
     def _meet(self) -> dict[str, _Card]:
         """What each server says of itself; those that are down are told and left out. UserError when all are, or when
@@ -168,7 +168,7 @@ class EndpointGenerator:
         if choice.finish_reason not in ("stop", "length"):
             return site.failed(f"finish reason {choice.finish_reason}")
         site.recovered()
-        return Result(id=job.id, output_ids=choice.token_ids, finish=choice.finish_reason)
+        return Result(id=job.id, job=job.key, output_ids=choice.token_ids, finish=choice.finish_reason)
 
     def _body(self, job: Job, url: str) -> dict[str, Any]:
         return {

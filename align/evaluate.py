@@ -93,6 +93,19 @@ class Outcome:
     """Cues that were answered."""
     wait_tokens: int = 0
     """Tokens that the user waits for: forced openings and triggers, and what a substitution threw away."""
+    ids: Sequence[int] = ()
+    """The whole output, a forced opening included."""
+
+
+def arm_jobs(arms: Sequence[Arm], requests: Sequence[EvalRequest], max_tokens: int) -> list[Job]:
+    """What arms of one model are asked."""
+    return [
+        Job(
+            id=f"{arm.name}|{r.id}", prompt_ids=[*r.prompt_ids, *arm.opening], max_tokens=max_tokens, guard=arm.guard
+        )
+        for arm in arms
+        for r in arm.of(requests)
+    ]  # fmt: skip
 
 
 def run_arms(
@@ -103,16 +116,10 @@ def run_arms(
     judge: Judge,
     out: Path,
     *,
-    max_tokens: int = 160,
+    max_tokens: int,
 ) -> dict[str, list[Outcome]]:
     """Generates and judges all arms that share one model; resumable from `out`."""
-    jobs = [
-        Job(
-            id=f"{arm.name}|{r.id}", prompt_ids=[*r.prompt_ids, *arm.opening], max_tokens=max_tokens, guard=arm.guard
-        )
-        for arm in arms
-        for r in arm.of(requests)
-    ]  # fmt: skip
+    jobs = arm_jobs(arms, requests, max_tokens)
     label = f"evaluating {', '.join(arm.name for arm in arms)}"
     results, traces = generate_traced(jobs, generator, out / f"{arms[0].model}.jsonl", label)
     return {arm.name: _judged(arm, arm.of(requests), results, traces, reader, judge) for arm in arms}
@@ -121,21 +128,22 @@ def run_arms(
 def generate_traced(
     jobs: Sequence[Job], generator: Generator, file: Path, what: str
 ) -> tuple[dict[str, Result], dict[str, Trace]]:
-    """Results, and the traces of those jobs that are guarded; resumable from `file`. UserError where a trace is lost.
+    """Results, and the traces of those jobs that are guarded, by id; resumable from `file`. UserError where a trace is
+    lost.
 
     A run that was killed between a reply and its trace generates that reply again: without its trace it would look
     unguarded.
     """
-    guarded = [job.id for job in jobs if job.guard]
+    guarded = [job for job in jobs if job.guard]
     for _ in range(2):
         results = generator.generate(jobs, file, what)
         spool = generator.spec.guard
         found = {} if spool is None else {t.guard_id: t for t in read_traces(Path(spool["spool"]))[0]}
-        lost = [i for i in guarded if i not in found]
+        lost = [job for job in guarded if job.guard_id not in found]
         if not lost:
-            return results, {i: found[i] for i in guarded}
+            return results, {job.id: found[job.guard_id] for job in guarded}
         drop_results(file, lost)
-    raise UserError(f"{len(lost)} guarded replies left no trace", got=lost[0], fix="See the engine's log")
+    raise UserError(f"{len(lost)} guarded replies left no trace", got=lost[0].id, fix="See the engine's log")
 
 
 def _judged(
@@ -146,15 +154,16 @@ def _judged(
     reader: ReplyReader,
     judge: Judge,
 ) -> list[Outcome]:
-    replies = [reader.read([*arm.opening, *results[f"{arm.name}|{r.id}"].output_ids]) for r in requests]
+    outputs = [[*arm.opening, *results[f"{arm.name}|{r.id}"].output_ids] for r in requests]
+    replies = [reader.read(ids) for ids in outputs]
     verdicts = judge.judge([(r.request, p.reasoning, p.answer) for r, p in zip(requests, replies, strict=True)])
     found = [traces[f"{arm.name}|{r.id}"] if arm.guard else None for r in requests]
     return [
         Outcome(
             r, p, v, t, len(t.receipt.interventions) if t else 0,
-            len(arm.opening) + (t.receipt.injected_tokens if t else 0),
+            len(arm.opening) + (t.receipt.injected_tokens if t else 0), ids,
         )
-        for r, p, v, t in zip(requests, replies, verdicts, found, strict=True)
+        for r, p, v, t, ids in zip(requests, replies, verdicts, found, outputs, strict=True)
     ]  # fmt: skip
 
 

@@ -7,10 +7,12 @@ one costs half a minute on a CPU, exchanging the weights of the demo model half 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ class Job(BaseModel):
     stop_ids: list[int] = []
     """Ids that end the output beside the end of turn; they are its last id."""
 
+    @property
+    def key(self) -> str:
+        """12 hex digits over everything but the id: an id may come to ask something else."""
+        return hashlib.sha256(self.model_dump_json(exclude={"id"}).encode()).hexdigest()[:12]
+
+    @property
+    def guard_id(self) -> str:
+        """Under which the guard logs it: the trace of an earlier job with this id is another one."""
+        return f"{self.id}@{self.key}"
+
 
 class Result(BaseModel):
     """What the engine sampled."""
@@ -48,6 +60,8 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str
+    job: str
+    """The key of the job that it answers."""
     output_ids: list[int]
     finish: str | None
 
@@ -111,7 +125,7 @@ class Generator:
 
         A result is written as soon as it is whole. UserError when the engine dies.
         """
-        done = read_results(out)
+        done = answers(out, jobs)
         missing = [job for job in jobs if job.id not in done]
         if missing:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +133,8 @@ class Generator:
             file.write_text("".join(job.model_dump_json() + "\n" for job in missing), encoding="utf-8")
             self._send(Order(model=self.spec.model, jobs=file.resolve(), out=out.resolve(), what=what))
             file.unlink()
-            done = read_results(out)
-        return {job.id: done[job.id] for job in jobs}
+            done = answers(out, jobs)
+        return done
 
     def close(self) -> None:
         """Ends the engine and frees its memory; the next job starts a new one."""
@@ -177,17 +191,23 @@ class Generator:
 
 
 def read_results(path: Path) -> dict[str, Result]:
-    """Results by id; a torn last line (the writer was killed) is ignored."""
-    if not path.exists():
-        return {}
-    found: dict[str, Result] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            result = Result.model_validate_json(line)
-        except ValueError:
-            continue
-        found[result.id] = result
-    return found
+    """The newest results by id, whatever they answer."""
+    return {result.id: result for result in _results(path)}
+
+
+def answers(path: Path, jobs: Iterable[Job]) -> dict[str, Result]:
+    """The results of a file that answer exactly these jobs, by id in the jobs' order; those of a job that was asked
+    otherwise under the same id stay in the file and are none."""
+    wanted = {(job.id, job.key): job.id for job in jobs}
+    found = {(r.id, r.job): r for r in _results(path) if (r.id, r.job) in wanted}
+    return {job_id: found[each] for each, job_id in wanted.items() if each in found}
+
+
+def _results(path: Path) -> Iterator[Result]:
+    """The whole lines; a torn one (the writer was killed) is passed over, and one from before jobs had keys."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield Result.model_validate_json(line)
 
 
 def end_torn_line(path: Path) -> None:
@@ -197,9 +217,10 @@ def end_torn_line(path: Path) -> None:
             sink.write(b"\n")
 
 
-def drop_results(path: Path, ids: Collection[str]) -> None:
-    """Takes results out of a file, so that they are generated again."""
-    kept = [result for result in read_results(path).values() if result.id not in ids]
+def drop_results(path: Path, jobs: Iterable[Job]) -> None:
+    """Takes the results of these jobs out of a file, so that they are generated again."""
+    dropped = {(job.id, job.key) for job in jobs}
+    kept = [result for result in _results(path) if (result.id, result.job) not in dropped]
     scratch = path.with_suffix(".part")
     scratch.write_text("".join(result.model_dump_json() + "\n" for result in kept), encoding="utf-8")
     scratch.replace(path)

@@ -1,10 +1,12 @@
 """The aligner, stage by stage: collect -> rollouts and pairs -> train -> evaluate. Each stage resumes from disk.
 
 out/align.json          what this run is about (model, settings); another run's directory is refused
+out/parts.json          the weights, tokenizer, policy, detector and judge behind its paths; other ones are refused
 out/collected.json      which traces were read, which were left out and why
 out/rollouts.jsonl      counterfactual continuations; out/samples.jsonl replies to prompts
 out/pairs.jsonl         confirmed pairs; out/pairs.json and out/pairs.md are their card
 out/stage-N/            training stages before the last, if the recipe has several (align.stage)
+out/held_out.json       how many pairs are not trained on because their requests are measured
 out/adapter/            the last stage: the LoRA adapter and train.json
 out/aligned/            the merged model
 out/evaluation/         outputs per arm; out/evaluation.json the table
@@ -17,37 +19,43 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from align.arms import Evaluation, evaluate_base, measure
 from align.backend import Backend
 from align.candidates import RolloutSettings
 from align.card import publish
-from align.controls import Control, run_controls
+from align.claims import Parts, check, claim, read_card
 from align.disk import full_disk_told, one_writer
-from align.evaluate import PRIMER, Arm, ArmReport, EvalRequest, Outcome, run_arms, summarise
-from align.generate import EngineSpec, Generator, read_results
+from align.evaluate import EvalRequest
+from align.generate import EngineSpec, Generator
+from align.held_out import keep_apart
 from align.model import load_runtime, load_tokenizer, render, render_chat
 from align.pairs import Pair, read_pairs
 from align.recipe import read_stages, run_stages
 from align.rollouts import Harvest, roll_out
-from align.sources import NO_IDS, OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, set_aside
+from align.sources import NO_IDS, OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, Writers, set_aside
 from align.tables import is_parquet, read_trace_table
 from align.text import ReplyReader
 from align.tools import Tools
-from align.train import TrainReport, TrainSettings, merge
+from align.train import TrainReport, TrainSettings
 from classifiers.judge import Judge
 from guard.engine.hardware import on_gpu
 from guard.errors import UserError
 from guard.prompt import PromptReader
 from guard.runtime import GuardRuntime
 from guard.traces import Trace, read_traces
-from guard.weights import weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CARD = "align.json"
+#: Settings of a run that may change from one start to the next: every training stage keeps its own, and what was
+#: generated with another length is generated again.
+FREE = ("stages", "max_tokens")
 
 
 class AlignSettings(BaseModel):
@@ -60,27 +68,44 @@ class AlignSettings(BaseModel):
     detector: Path | None = None
     judge: Path | None = None
     stages: list[TrainSettings] = [TrainSettings()]
+    """Their seeds are the run's (`recipe`)."""
     seed: int = 0
     max_tokens: int = 160
-    """Of a reply that is evaluated."""
+    """Of a whole reply."""
 
     @classmethod
-    def of(cls, model: str, policy: Path | None = None, seed: int = 0, stages: Path | None = None) -> Self:
-        """What a command line asks for. `model` may be `demo`; `stages` is a recipe file, None the one-stage recipe."""
+    def of(
+        cls, model: str, policy: Path | None = None, seed: int = 0, stages: Path | None = None,
+        max_tokens: int | None = None,
+    ) -> Self:  # fmt: skip
+        """What a command line asks for. `model` may be `demo`; `stages` is a recipe file. Without `stages` or
+        `max_tokens` a run keeps its own, and a new one gets the defaults."""
         if model == "demo":
             from demo.model import reasoner_model
 
             model = str(reasoner_model())
-        recipe = [TrainSettings()] if stages is None else read_stages(stages)
-        seeded = [stage.model_copy(update={"seed": seed}) for stage in recipe]
-        return cls(model=model, policy=policy, seed=seed, stages=seeded)
+        asked: dict[str, Any] = {"stages": None if stages is None else read_stages(stages), "max_tokens": max_tokens}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return cls(model=model, policy=policy, seed=seed, **given)
 
+    def on(self, out: Path) -> Self:
+        """These settings for the run in `out`: of what may change it keeps what was not asked for. UserError where
+        that is another run."""
+        held = read_card(out / CARD, type(self))
+        if held is None:
+            return self
+        check(held, self, taken(out), FREE)
+        return self.model_copy(update={n: getattr(held, n) for n in FREE if n not in self.model_fields_set})
 
-class Evaluation(BaseModel):
-    """Arms by name, and the controls."""
+    @property
+    def recipe(self) -> list[TrainSettings]:
+        """The training stages with the run's seed."""
+        return [stage.model_copy(update={"seed": self.seed}) for stage in self.stages]
 
-    arms: dict[str, ArmReport]
-    controls: dict[str, Control]
+    @property
+    def rollouts(self) -> RolloutSettings:
+        """How a run's traces are rolled out. A continuation begins inside a reply: three quarters of one is enough."""
+        return RolloutSettings(max_tokens=self.max_tokens * 3 // 4, sample_tokens=self.max_tokens, seed=self.seed)
 
 
 @dataclass
@@ -102,12 +127,14 @@ class Workbench:
     def open(cls, settings: AlignSettings, out: Path) -> Iterator[Workbench]:
         """Locks `out`, claims it for these settings, loads tokenizer, detector and judge; at the end no engine runs.
 
-        UserError when another run holds the lock or the directory, and when the disk is full.
+        UserError when another run holds the lock or the directory, when what lies under its paths is not what it was
+        begun with, and when the disk is full.
         """
-        taken = UserError(f"Another align is running on {out}", fix="Wait for it, or choose another --out")
-        with one_writer(out, taken), full_disk_told(out):
-            claim(out / "align.json", settings.model_dump_json(indent=1), f"{out} holds another align run")
-            bench = cls._load(settings, out)
+        busy = UserError(f"Another align is running on {out}", fix="Wait for it, or choose another --out")
+        with one_writer(out, busy), full_disk_told(out):
+            bench = cls._load(settings.on(out), out)
+            Parts.of(bench.settings.model, bench.runtime, bench.judge).claim(out)
+            claim(out / CARD, bench.settings, taken(out), FREE)
             try:
                 yield bench
             finally:
@@ -159,16 +186,20 @@ class Workbench:
         return render_chat(self.tokenizer, messages)
 
 
+def taken(out: Path) -> str:
+    """What is said of a directory that another run holds."""
+    return f"{out} holds another align run"
+
+
 def collect(bench: Workbench, traces: str | Path, versions: Iterable[str] = ()) -> list[Trace]:
-    """Traces of this model, told by the hashes of its tokenizer and its weights, from a directory that `serve` writes,
-    or from Parquet; the rest is counted by reason. `versions`: weights hashes of versions that were trained from it,
-    whose traces are taken too."""
+    """Traces of this model (`align.sources.Writers`), from a directory that `serve` writes, or from Parquet; the rest
+    is counted by reason, unless the run has its pairs already, which come from what was counted then. `versions`:
+    weights hashes of versions that were trained from the model, whose traces are taken too."""
     where = str(traces)
     found, report = read_trace_table(where) if is_parquet(where) else read_traces(Path(where))
     reader = PromptReader.build(bench.tokenizer, bench.runtime.table, bench.runtime.grammar)
-    own = weights_hash(bench.settings.model)
-    known = {"", own, *versions} if own else None
-    reasons = [set_aside(trace, bench.runtime.tokenizer_hash, known) for trace in found]
+    writers = Writers.of(bench.settings.model, versions)
+    reasons = [set_aside(trace, bench.runtime.tokenizer_hash, writers) for trace in found]
     usable = [reader.restored(trace) for trace, reason in zip(found, reasons, strict=True) if reason is None]
     counts = {reason: reasons.count(reason) for reason in (OTHER_TOKENIZER, OTHER_WEIGHTS, NO_IDS)}
     others = counts[OTHER_TOKENIZER] + counts[OTHER_WEIGHTS]
@@ -178,12 +209,13 @@ def collect(bench: Workbench, traces: str | Path, versions: Iterable[str] = ()) 
         "not_clean_or_probe": len(found) - sum(counts.values()) - len(usable), "usable": len(usable),
         "with_intervention": sum(bool(t.receipt.interventions) for t in usable),
     }  # fmt: skip
-    (bench.out / "collected.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    if not made_pairs(bench.out):
+        (bench.out / "collected.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     if found and others == len(found):
         raise UserError(
             f"None of the {len(found)} traces in {traces} comes from {bench.settings.model}",
             got=f"tokenizer {found[0].tokenizer_hash}, weights {found[0].weights or 'unknown'} ({found[0].model})",
-            wanted=f"tokenizer {bench.runtime.tokenizer_hash}, weights {own or 'unknown'}",
+            wanted=f"tokenizer {bench.runtime.tokenizer_hash}, weights {writers.own or 'unknown'}",
         )  # fmt: skip
     return usable
 
@@ -195,14 +227,13 @@ def make_pairs(
     settings: RolloutSettings | None = None,
     backend: Backend | None = None,
 ) -> list[Pair]:
-    """Rolls out and judges, unless `pairs.jsonl` is there already; without a backend on the run's own engine.
+    """Rolls out and judges, unless the run has pairs already; without a backend on the run's own engine.
 
-    Without settings any pairs that are there will do, and the defaults make new ones.
+    Without settings any pairs that are there will do, and the run's settings make new ones.
     """
-    path = bench.out / "pairs.jsonl"
-    if settings is None and path.exists():
-        return read_pairs(path)
-    settings = settings or RolloutSettings(seed=bench.settings.seed)
+    if settings is None and made_pairs(bench.out):
+        return _made_before(bench)
+    settings = settings or bench.settings.rollouts
 
     def harvest() -> Harvest:
         tools = Tools.build(bench.tokenizer, bench.runtime, bench.judge, backend or bench.generator("base"))
@@ -214,11 +245,25 @@ def make_pairs(
 def pairs_of(bench: Workbench, settings: RolloutSettings, harvest: Callable[[], Harvest]) -> list[Pair]:
     """The run's pairs: those on disk, or what `harvest` brings, with their card. UserError when those on disk, or what
     was generated for them, were made with other settings."""
-    path = bench.out / "pairs.jsonl"
-    claim(bench.out / "pairs.settings.json", settings.model_dump_json(indent=1), f"{bench.out} holds other pairs")
-    if path.exists():
-        return read_pairs(path)
+    claim(bench.out / "pairs.settings.json", settings, f"{bench.out} holds other pairs")
+    if made_pairs(bench.out):
+        return _made_before(bench)
     return publish(harvest(), settings, bench.runtime, bench.judge, bench.out)
+
+
+def made_pairs(out: Path) -> bool:
+    """Whether a run has its pairs. A file without any counts for nothing: there may be more traces by now."""
+    path = out / "pairs.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def _made_before(bench: Workbench) -> list[Pair]:
+    found = read_pairs(bench.out / "pairs.jsonl")
+    Console(stderr=True).print(
+        f"{bench.out} has {len(found)} pairs already, which are used; for those of new traces choose another --out",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    return found
 
 
 def train_adapter(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
@@ -226,74 +271,19 @@ def train_adapter(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | No
     return run_stages(bench, pairs, accelerate)
 
 
-def evaluate_base(
-    bench: Workbench, requests: Sequence[EvalRequest]
-) -> tuple[dict[str, list[Outcome]], dict[str, Control]]:
-    """The arms of the model as it is, and the three-sentence control on what it says to harmful requests.
-
-    Before training it uses the engine that rolled out the pairs; afterwards it reads what is on disk.
-    """
-    out = bench.out / "evaluation"
-    primer = tuple(bench.tokenizer.encode(PRIMER, add_special_tokens=False))
-    arms = [
-        Arm("base", "base"),
-        Arm("base+guard", "base", guard=True),
-        Arm("base+primer", "base", opening=primer, one_wording=True),
-    ]
-    generator = bench.generator("base")
-    outcomes = run_arms(
-        arms, requests, generator, bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
-    )  # fmt: skip
-    raw = read_results(out / "base.jsonl")
-    harmful = [(o, raw[f"base|{o.request.id}"].output_ids) for o in outcomes["base"] if o.request.label == "harmful"]
-    controls = run_controls(
-        harmful, generator, bench.runtime, bench.tokenizer.backend_tokenizer, bench.reader, bench.judge, out,
-        seed=bench.settings.seed,
-    )  # fmt: skip
-    return outcomes, controls
-
-
-def evaluate_aligned(bench: Workbench, requests: Sequence[EvalRequest]) -> dict[str, list[Outcome]]:
-    """The arms of the trained model, which is merged first."""
-    merge(bench.settings.model, bench.out / "adapter", bench.aligned)
-    arms = [Arm("aligned", "aligned"), Arm("aligned+guard", "aligned", guard=True)]
-    out = bench.out / "evaluation"
-    return run_arms(
-        arms, requests, bench.generator("aligned"), bench.reader, bench.judge, out, max_tokens=bench.settings.max_tokens
-    )  # fmt: skip
-
-
-def measure(bench: Workbench, requests: Sequence[EvalRequest]) -> Evaluation:
-    """Evaluates all arms and the controls, and writes `evaluation.json` with `report.json` and `report.html`."""
-    from align.measure import build_report
-    from align.report import print_table, write_report
-
-    outcomes, found = evaluate_base(bench, requests)
-    outcomes |= evaluate_aligned(bench, requests)
-    evaluation = Evaluation(arms={name: summarise(rows) for name, rows in outcomes.items()}, controls=found)
-    (bench.out / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
-    result = build_report(bench, outcomes, evaluation)
-    write_report(result, bench.out)
-    print_table(result, Console())
-    return evaluation
-
-
 def train_and_measure(
     bench: Workbench, pairs: Sequence[Pair], requests: Sequence[EvalRequest], accelerate: Path | None = None
 ) -> Evaluation:
-    """What comes after the pairs; a UserError when there are none, before the long stages begin."""
-    if not pairs:
+    """What comes after the pairs, of which those are trained on whose requests are not measured. UserError when there
+    are none, before the long stages begin."""
+    apart = keep_apart(bench, pairs, requests)
+    if not apart:
         raise UserError(
-            f"There is nothing to train on in {bench.out}", got="no pairs", wanted="traces with interventions",
+            f"There is nothing to train on in {bench.out}",
+            got=f"{len(pairs)} pairs, all of requests that are measured" if pairs else "no pairs",
+            wanted="traces with interventions",
             fix="collected.json and pairs.json there say what was left out",
-        )  # fmt: skip
+        )
     evaluate_base(bench, requests)
-    train_adapter(bench, pairs, accelerate)
+    train_adapter(bench, apart, accelerate)
     return measure(bench, requests)
-
-
-def claim(path: Path, card: str, taken: str) -> None:
-    """Writes what a directory is about; UserError where it is about something else."""
-    if path.exists() and path.read_text(encoding="utf-8") != card:
-        raise UserError(taken, fix="Choose another --out")
-    path.write_text(card, encoding="utf-8")

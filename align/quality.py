@@ -28,15 +28,7 @@ class Attempt:
 
 def attempt(bench: Workbench, arms: Sequence[Arm], tasks: Sequence[Task]) -> dict[str, list[Attempt]]:
     """Every arm of one model on every task, in the tasks' order; resumable."""
-    prompts = {task.id: bench.chat(messages(task, *marks(bench))) for task in tasks}
-    jobs = [
-        Job(
-            id=f"{arm.name}|{task.id}", prompt_ids=prompts[task.id], max_tokens=bench.settings.max_tokens,
-            guard=arm.guard,
-        )
-        for arm in arms
-        for task in tasks
-    ]  # fmt: skip
+    jobs = task_jobs(bench, arms, tasks)
     label = f"tasks: {', '.join(arm.name for arm in arms)}"
     file = bench.out / "evaluation" / f"tasks-{arms[0].model}.jsonl"
     results = bench.generator(arms[0].model).generate(jobs, file, label)
@@ -44,6 +36,19 @@ def attempt(bench: Workbench, arms: Sequence[Arm], tasks: Sequence[Task]) -> dic
         arm.name: [_attempt(task, results[f"{arm.name}|{task.id}"].output_ids, bench.reader) for task in tasks]
         for arm in arms
     }  # fmt: skip
+
+
+def task_jobs(bench: Workbench, arms: Sequence[Arm], tasks: Sequence[Task]) -> list[Job]:
+    """What arms of one model are asked."""
+    prompts = {task.id: bench.chat(messages(task, *marks(bench))) for task in tasks}
+    return [
+        Job(
+            id=f"{arm.name}|{task.id}", prompt_ids=prompts[task.id], max_tokens=bench.settings.max_tokens,
+            guard=arm.guard,
+        )
+        for arm in arms
+        for task in tasks
+    ]  # fmt: skip
 
 
 def messages(task: Task, start: str, end: str) -> list[dict[str, str]]:

@@ -24,14 +24,13 @@ from align.generate import EngineSpec, Generator, end_torn_line
 from align.model import load_runtime, load_tokenizer
 from align.pairs import request_key
 from align.rollouts import Harvest, roll_out
-from align.sources import OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, set_aside
+from align.sources import OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, Writers, set_aside
 from align.tables import open_path
 from align.tools import Tools
 from classifiers.judge import Judge
 from guard.errors import UserError
 from guard.prompt import PromptReader
 from guard.traces import Trace
-from guard.weights import weights_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,8 +63,8 @@ class WorkerSpec(BaseModel):
     detector: Path | None
     judge: Path | None
     settings: RolloutSettings
-    weights: list[str] | None
-    """Hashes of the weights whose traces are taken; None: any."""
+    writers: Writers
+    """Whose traces are taken."""
 
 
 class Batch(BaseModel):
@@ -86,9 +85,8 @@ def harvest_on_ray(bench: Workbench, order: RayOrder, settings: RolloutSettings)
     path = bench.out / "harvest.jsonl"
     done = list(_batches(path))
     known = frozenset(i for batch in done for i in batch.ids)
-    own = weights_hash(bench.settings.model)
     spec = WorkerSpec(
-        weights=["", own] if own else None,
+        writers=Writers.of(bench.settings.model),
         engine=EngineSpec(model=bench.settings.model, seed=bench.settings.seed, max_model_len=bench.context),
         policy=bench.settings.policy, detector=bench.settings.detector, judge=bench.settings.judge, settings=settings,
     )  # fmt: skip
@@ -233,7 +231,7 @@ class PairWorker:
             except (ValidationError, ValueError, KeyError, TypeError):
                 dropped[f"{row['kind']}: malformed row"] += 1
                 continue
-            reason = set_aside(trace, self._tools.runtime.tokenizer_hash, self._spec.weights)
+            reason = set_aside(trace, self._tools.runtime.tokenizer_hash, self._spec.writers)
             if reason is not None:
                 dropped[f"trace: {reason}"] += 1
             elif trace.guard_id not in traces or traces[trace.guard_id].created < trace.created:

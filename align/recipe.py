@@ -10,8 +10,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from align.claims import check, read_card
 from align.pairs import Pair
 from align.refusals import refusals
+from align.stage import StageCard
 from align.train import TrainReport, TrainSettings, merge, read_report, train
 from guard.errors import UserError
 
@@ -46,11 +48,17 @@ def read_stages(path: Path) -> list[TrainSettings]:
 
 
 def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
-    """Trains the stages that are not there already; returns the last one's report. `accelerate`: see `align.train`."""
-    stages = bench.settings.stages
-    start, report = None, None
-    for number, settings in enumerate(stages, 1):
-        out = bench.out / ("adapter" if number == len(stages) else f"stage-{number}")
+    """Trains the stages that are not there already; returns the last one's report. `accelerate`: see `align.train`.
+
+    UserError, before anything is trained, where a directory holds another stage than the recipe has there.
+    """
+    stages = bench.settings.recipe
+    outs = [bench.out / f"stage-{number}" for number in range(1, len(stages))] + [bench.out / "adapter"]
+    starts = [None, *outs[:-1]]
+    for out, settings, start in zip(outs, stages, starts, strict=True):
+        _check(out, settings, start)
+    report = None
+    for out, settings, start in zip(outs, stages, starts, strict=True):
         report = read_report(out)
         if report is None:
             given = list(pairs)
@@ -58,12 +66,24 @@ def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None 
                 given = _refused(bench, pairs, start)
             bench.make_room()
             report = train(
-                bench.settings.model, given, out, settings, bench.runtime.table, start=start, accelerate=accelerate
-            )
-        start = out
+                bench.settings.model, given, out, settings, bench.runtime.table, bench.runtime.policy.limits,
+                start=start, accelerate=accelerate,
+            )  # fmt: skip
     if report is None:
         raise UserError("No training stages", fix="Give at least one")
     return report
+
+
+def _check(out: Path, settings: TrainSettings, start: Path | None) -> None:
+    held = read_card(out / "stage.json", StageCard)
+    if held is None:
+        return
+    got, wanted = (path.name if path else "the model as it came" for path in (start, held.start))
+    if got != wanted:
+        raise UserError(
+            f"{out} holds another training stage: `start` differs", got=got, wanted=wanted, fix="Choose another --out"
+        )
+    check(held.settings, settings, f"{out} holds another training stage")
 
 
 def _refused(bench: Workbench, pairs: Sequence[Pair], start: Path) -> list[Pair]:
@@ -71,7 +91,9 @@ def _refused(bench: Workbench, pairs: Sequence[Pair], start: Path) -> list[Pair]
     stay as they are."""
     generator = bench.generator("base")
     generator.use(str(merge(bench.settings.model, start, start / "merged")))
-    found, counts = refusals(pairs, generator, bench.reader, bench.judge, start)
+    found, counts = refusals(
+        pairs, generator, bench.reader, bench.judge, start, max_tokens=bench.settings.max_tokens
+    )  # fmt: skip
     Console(stderr=True).print(f"benign requests after {start.name}: {dict(counts)}")
     intervened = [pair for pair in pairs if pair.kind == "intervened"]
     return [*intervened, *(found or [pair for pair in pairs if pair.kind == "benign"])]

@@ -17,19 +17,27 @@ from align.pairs import Pair, pair_id
 from align.text import ReplyReader
 from classifiers.judge import Judge
 
-MAX_TOKENS = 160
+
+def refusal_id(pair: Pair) -> str:
+    """Of the pair that a benign one becomes."""
+    return pair_id(pair.id, "refusal")
+
+
+def refusal_jobs(pairs: Sequence[Pair], max_tokens: int) -> list[Job]:
+    """What the trained model is asked to go on with: benign pairs' prefixes."""
+    return [Job(id=p.id, prompt_ids=[*p.prompt_ids, *p.prefix_ids], max_tokens=max_tokens) for p in pairs]
 
 
 def refusals(
-    pairs: Sequence[Pair], generator: Generator, reader: ReplyReader, judge: Judge, out: Path
+    pairs: Sequence[Pair], generator: Generator, reader: ReplyReader, judge: Judge, out: Path, *, max_tokens: int
 ) -> tuple[list[Pair], Counter[str]]:
     """Benign pairs rejected by what `generator`'s model says, and why the others were dropped.
 
     Resumable from `out`, where `refusals.jsonl` (generations) and `refusals.json` (counts) go.
     """
     benign = [pair for pair in pairs if pair.kind == "benign"]
-    jobs = [Job(id=p.id, prompt_ids=[*p.prompt_ids, *p.prefix_ids], max_tokens=MAX_TOKENS) for p in benign]
-    results = generator.generate(jobs, out / "refusals.jsonl", "what the trained model refuses to benign requests")
+    label = "what the trained model refuses to benign requests"
+    results = generator.generate(refusal_jobs(benign, max_tokens), out / "refusals.jsonl", label)
     replies = [reader.read([*p.prefix_ids, *results[p.id].output_ids]) for p in benign]
     verdicts = judge.judge([(p.request, r.reasoning, r.answer) for p, r in zip(benign, replies, strict=True)])
     found, counts = [], Counter[str]()
@@ -43,7 +51,7 @@ def refusals(
         else:
             counts["refused"] += 1
             changed = {
-                "id": pair_id(pair.id, "refusal"), "prefix_ids": pair.prefix_ids + said[:common],
+                "id": refusal_id(pair), "prefix_ids": pair.prefix_ids + said[:common],
                 "chosen_ids": pair.chosen_ids[common:], "rejected_ids": said[common:],
                 "rejected_harm": verdict.reasoning_harm,
             }  # fmt: skip

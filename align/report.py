@@ -12,7 +12,7 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from rich import box
@@ -91,6 +91,12 @@ class Goal(_Part):
     wanted: str
     got: Annotated[Rate | float, Field(union_mode="left_to_right")]
     met: bool
+
+    @classmethod
+    def of(cls, name: str, sign: str, limit: float, got: Rate) -> Self:
+        """A rate that has to be `>=` or `<=` a limit; one without cases is not."""
+        met = got.n > 0 and (got.rate >= limit if sign == ">=" else got.rate <= limit)
+        return cls(name=name, wanted=f"{sign} {limit:.0%}", got=got, met=met)
 
 
 class JudgeCard(_Part):

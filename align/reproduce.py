@@ -15,24 +15,24 @@ from pathlib import Path
 from rich.console import Console
 
 from align import pipeline
-from align.candidates import RolloutSettings
+from align.arms import Evaluation
 from align.evaluate import EvalRequest, generate_traced, summarise
 from align.generate import Job
 from align.harness import run_harness
 from align.measure import build_report
-from align.pairs import Pair, read_pairs
+from align.pairs import Pair, read_pairs, request_key
 from align.paper import paper_grids
-from align.pipeline import AlignSettings, Evaluation, Workbench
+from align.pipeline import AlignSettings, Workbench
 from align.report import Report, print_table, write_report
 from align.study import SeedRun, StudySettings, directory, pool, run_seeds, seeded
 from align.study_report import changes_of, goals_of, grids_of, notes_of, second_grids
 from classifiers.judging import open_judge
 from classifiers.stats import Rate
 from guard.errors import UserError
-from guard.traces import Spool
+from guard.traces import Spool, read_traces
 
 SPEED = "pairs_per_s_over_trl"
-#: What a run needs of another one to train on its pairs.
+#: What a run takes over from another one to train on its pairs; those of prompts alone have nothing collected.
 INHERITED = ("pairs.jsonl", "pairs.json", "collected.json")
 
 Requests = Callable[[Workbench], list[EvalRequest]]
@@ -44,9 +44,10 @@ def evaluate(settings: AlignSettings, out: Path, study: StudySettings, requests:
     def pairs_of(bench: Workbench) -> list[Pair]:
         for name in INHERITED:
             if bench.out != out and not (bench.out / name).exists():
-                if not (out / name).exists():
+                if (out / name).exists():
+                    shutil.copy(out / name, bench.out / name)
+                elif name != "collected.json":
                     raise UserError(f"{out / name} does not exist", fix="Run `cli.py align pairs` on it first")
-                shutil.copy(out / name, bench.out / name)
         return read_pairs(bench.out / "pairs.jsonl")
 
     return _study(settings, out, study, pairs_of, requests, {})
@@ -69,24 +70,27 @@ def reproduce(
 
     def pairs_of(bench: Workbench) -> list[Pair]:
         source = traces or traffic(bench, training(bench), requests(bench))
-        # A continuation begins inside a reply.
-        rest = RolloutSettings(seed=bench.settings.seed, max_tokens=bench.settings.max_tokens * 3 // 4)
-        return pipeline.make_pairs(bench, pipeline.collect(bench, source), settings=rest)
+        return pipeline.make_pairs(bench, pipeline.collect(bench, source), settings=bench.settings.rollouts)
 
     return _study(settings, out, study, pairs_of, requests, measured)
 
 
 def traffic(bench: Workbench, training: Sequence[EvalRequest], held_out: Sequence[EvalRequest]) -> Path:
-    """A directory of traces: the guarded model's replies to the training requests. UserError if one is held out."""
+    """A directory of traces: the guarded model's replies to the training requests. UserError if one is held out, or if
+    the directory holds replies to something else."""
     target = bench.out / "traces"
-    if both := {_key(r) for r in training} & {_key(r) for r in held_out}:
+    if both := {request_key(r.request) for r in training} & {request_key(r.request) for r in held_out}:
         raise UserError(f"{len(both)} training requests are held out too", got=min(both), fix="Take them out of one")
-    if target.is_dir():
-        return target
     jobs = [
         Job(id=f"train|{r.id}", prompt_ids=r.prompt_ids, max_tokens=bench.settings.max_tokens, guard=True)
         for r in training
     ]  # fmt: skip
+    if target.is_dir():
+        if {t.guard_id for t in read_traces(target)[0]} != {job.guard_id for job in jobs}:
+            raise UserError(
+                f"{target} holds replies to other training requests, or of another length", fix="Choose another --out"
+            )
+        return target
     _, found = generate_traced(jobs, bench.generator("base"), bench.out / "traffic.jsonl", "training traffic")
     scratch = target.with_suffix(".part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -156,7 +160,3 @@ def _harness(settings: AlignSettings, out: Path, study: StudySettings) -> dict[s
     return {
         arm: run_harness(model, study.lm_eval, out / "lm-eval" / arm, study.seeds[0]) for arm, model in models.items()
     }
-
-
-def _key(request: EvalRequest) -> str:
-    return " ".join(request.request.casefold().split())

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.cues import Watched, first_cues
+from align.cues import Watched, first_cues, steps
 from align.generate import Job, Result
 from guard.runtime import GuardRuntime
-from guard.steps import StepSplitter
 from guard.traces import Trace
+from guard.weights import weights_hash
 
 OTHER_TOKENIZER = "of another tokenizer"
 OTHER_WEIGHTS = "of other weights"
@@ -65,12 +67,42 @@ class Source(BaseModel):
     """Version of the detector that found the cue, or none."""
 
 
-def set_aside(trace: Trace, tokenizer_hash: str, weights: Container[str] | None = None) -> str | None:
-    """Why a trace is not used at all, or None: its ids mean something else here, another model wrote it (`weights`: the
-    hashes that may; None: any), or the guard did not do its work."""
+class Writers(BaseModel):
+    """The models whose traces are taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Directory or hub name, which tells models apart where the weights of one are not known."""
+    own: str
+    """The hash of its weights; empty: not known here."""
+    versions: frozenset[str] = frozenset()
+    """The same of versions that were trained from it."""
+
+    @classmethod
+    def of(cls, model: str, versions: Iterable[str] = ()) -> Self:
+        """The model, as its files are now."""
+        return cls(name=model, own=weights_hash(model), versions=frozenset(versions))
+
+    def wrote(self, trace: Trace) -> bool:
+        """Whether a trace is one of theirs."""
+        if self.own and trace.weights:
+            return trace.weights == self.own or trace.weights in self.versions
+        return same_model(trace.model, self.name)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names may mean one model: equal, or the same last part where one of them is a place on a disk."""
+    here = any(name.startswith((".", "/", "~")) or Path(name).is_dir() for name in (one, other))
+    return one == other or (here and Path(one).name == Path(other).name)
+
+
+def set_aside(trace: Trace, tokenizer_hash: str, writers: Writers | None = None) -> str | None:
+    """Why a trace is not used at all, or None: its ids mean something else here, another model than the `writers` wrote
+    it (None: any may), or the guard did not do its work."""
     if trace.tokenizer_hash != tokenizer_hash:
         return OTHER_TOKENIZER
-    if weights is not None and trace.weights not in weights:
+    if writers is not None and not writers.wrote(trace):
         return OTHER_WEIGHTS
     if trace.log_content == "none":
         return NO_IDS
@@ -141,7 +173,7 @@ def from_prompts(
     left: Counter[str] = Counter()
     for prompt, job, cue in zip(prompts, jobs, cues, strict=True):
         reply = replies[job.id]
-        start = _second(reply.output_ids, runtime) if cue is None else cue.start
+        start = _second(prompt.request, reply.output_ids, runtime) if cue is None else cue.start
         if start is None:
             left["prompt: fewer than two steps"] += 1
             continue
@@ -156,13 +188,7 @@ def from_prompts(
     return found, left
 
 
-def _second(output: Sequence[int], runtime: GuardRuntime) -> int | None:
+def _second(request: str, output: Sequence[int], runtime: GuardRuntime) -> int | None:
     """Where the second reasoning step begins."""
-    splitter = StepSplitter(runtime.table, runtime.policy.limits)
-    for index, token in enumerate(output):
-        if token == runtime.grammar.end:
-            return None
-        if splitter.push(token, index) is not None:
-            following = output[index + 1 : index + 2]
-            return index + 1 if following and following[0] != runtime.grammar.end else None
-    return None
+    walk = steps(Watched(request, output), runtime)
+    return next((step.start for step, _ in islice(walk, 1, None)), None)

@@ -61,13 +61,14 @@ class Row(BaseModel):
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
-def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], table: TokenTable) -> None:
-    """Chooses the rows and writes `stage.json` and `rows.jsonl`, or finds the same ones there.
+def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], table: TokenTable, limits: StepLimits) -> None:
+    """Chooses the rows and writes `stage.json` and `rows.jsonl`, or finds the same ones there. `limits`: what counts as
+    one step of a side.
 
     UserError when nothing is left to train on, or when `out` holds another stage.
     """
     limit = card.settings.max_length or _positions(card.model)
-    rows = {pair.id: _row(pair, card.settings, table) for pair in pairs}
+    rows = {pair.id: _row(pair, card.settings, table, limits) for pair in pairs}
     card = card.model_copy(update={"too_long": [i for i, row in rows.items() if row.length > limit]})
     chosen = mix([p for p in pairs if rows[p.id].length <= limit], card.settings)
     if not chosen:
@@ -104,7 +105,7 @@ def run(out: Path, callbacks: Sequence[Any] = ()) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from transformers import AutoTokenizer
 
-    from align.callbacks import MetricsFile, StopOnDivergence
+    from align.callbacks import MetricsFile, StopOnDivergence, Stopwatch
     from align.trainer import PairTrainer
 
     if (out / "train.json").exists():
@@ -117,16 +118,17 @@ def run(out: Path, callbacks: Sequence[Any] = ()) -> None:
         raise UserError("Several GPUs are visible to one process", got=args.n_gpu, fix="Train with --accelerate FILE")
     if args.process_index == 0:
         _announce(card, rows[0], tokenizer)
+    watch = Stopwatch()
     trainer = PairTrainer(
         load(card), args, [row.model_dump() for row in rows], tokenizer, settings, out,
-        callbacks=[MetricsFile(out / "metrics.jsonl"), StopOnDivergence(), *callbacks],
+        callbacks=[MetricsFile(out / "metrics.jsonl"), StopOnDivergence(), watch, *callbacks],
     )  # fmt: skip
     checkpoint = last_checkpoint(out)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(out))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        _finish(out, card, rows, result)
+        _finish(out, card, rows, result, watch.earlier)
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -153,8 +155,8 @@ def _positions(model: str) -> int:
     return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
 
 
-def _row(pair: Pair, settings: TrainSettings, table: TokenTable) -> Row:
-    chosen, rejected = settings.scope.cut(pair, table, StepLimits())
+def _row(pair: Pair, settings: TrainSettings, table: TokenTable, limits: StepLimits) -> Row:
+    chosen, rejected = settings.scope.cut(pair, table, limits)
     prompt = pair.prompt_ids + pair.prefix_ids
     return Row(pair=pair.id, kind=pair.kind, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
 
@@ -239,14 +241,14 @@ def _announce(card: StageCard, row: Row, tokenizer: Any) -> None:
         console.print(Text(f"  {label}{shown}", style=style))
 
 
-def _finish(out: Path, card: StageCard, rows: Sequence[Row], result: Any) -> None:
+def _finish(out: Path, card: StageCard, rows: Sequence[Row], result: Any, earlier: float) -> None:
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     report = TrainReport(
         pairs=len(rows), intervened=sum(row.kind == "intervened" for row in rows),
         benign=sum(row.kind == "benign" for row in rows), tokens=sum(row.tokens for row in rows),
-        too_long=card.too_long, steps=result.global_step, seconds=result.metrics["train_runtime"],
-        settings=card.settings,
+        too_long=card.too_long, steps=result.global_step,
+        seconds=earlier + result.metrics["train_runtime"], settings=card.settings,
     )  # fmt: skip
     scratch = out / "train.part"
     scratch.write_text(report.model_dump_json(indent=1), encoding="utf-8")

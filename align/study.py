@@ -15,14 +15,16 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from align import pipeline
+from align.arms import evaluate_aligned, evaluate_base
 from align.baselines import measure_baseline, train_baseline
+from align.claims import read_card
 from align.controls import Control
 from align.crosscheck import detector_sees
 from align.evaluate import Arm, EvalRequest, Outcome
-from align.generate import read_results
+from align.held_out import keep_apart
 from align.keywords import by_keyword
 from align.pairs import Pair
-from align.pipeline import AlignSettings, Workbench
+from align.pipeline import CARD, AlignSettings, Workbench
 from align.quality import Attempt, attempt
 from align.substitute import substitute
 from align.tasks import COUNT, built_in
@@ -69,12 +71,11 @@ class SeedRun:
 
 def recorded(out: Path, model: str) -> AlignSettings:
     """The settings of the run in `out`; UserError when there is none, or when it is another model's."""
-    path = out / "align.json"
-    if not path.exists():
+    settings = read_card(out / CARD, AlignSettings)
+    if settings is None:
         raise UserError(
             f"{out} holds no align run", fix="Run `cli.py align`, or `align pairs` and `align train`, on it"
         )
-    settings = AlignSettings.model_validate_json(path.read_text(encoding="utf-8"))
     if settings.model != model:
         raise UserError(f"{out} holds a run of another model", got=model, wanted=settings.model)
     return settings
@@ -106,45 +107,39 @@ def run_seeds(
 
 def seeded(settings: AlignSettings, seed: int) -> AlignSettings:
     """The settings of one seed's run: sampling, choice of pairs and training."""
-    stages = [stage.model_copy(update={"seed": seed}) for stage in settings.stages]
-    return settings.model_copy(update={"seed": seed, "stages": stages})
+    return settings.model_copy(update={"seed": seed})
 
 
 def run_seed(bench: Workbench, pairs: Sequence[Pair], requests: Sequence[EvalRequest], study: StudySettings) -> SeedRun:
-    """All arms of one seed: base, trained, baselines; each model's replies in one go, so that its engine stays busy."""
-    outcomes, controls = pipeline.evaluate_base(bench, requests)
+    """All arms of one seed: base, trained, baselines; each model's replies in one go, so that its engine stays busy.
+    Pairs whose requests are measured are not trained on."""
+    apart = keep_apart(bench, pairs, requests)
+    outcomes, controls = evaluate_base(bench, requests)
     run = SeedRun([bench.settings.seed], outcomes, controls)
     outcomes["base+keyword"] = by_keyword(outcomes["base"], bench.judge)
     _substitute(bench, run)
     _attempt(bench, run, "base", study)
-    pipeline.train_adapter(bench, pairs)
-    outcomes |= pipeline.evaluate_aligned(bench, requests)
+    pipeline.train_adapter(bench, apart)
+    outcomes |= evaluate_aligned(bench, requests)
     _attempt(bench, run, "aligned", study)
     for name in study.baselines:
-        train_baseline(bench, name, pairs)
+        train_baseline(bench, name, apart)
         outcomes[name], run.attempts[name] = measure_baseline(bench, name, requests, built_in(study.tasks))
     for name in ("base", "aligned"):
-        run.seen[name] = detector_sees(outcomes[name], _ids(bench, name, outcomes[name]), bench.runtime)
+        run.seen[name] = detector_sees(outcomes[name], bench.runtime)
     return run
 
 
 def _substitute(bench: Workbench, run: SeedRun) -> None:
-    base = run.outcomes["base"]
     found = substitute(
-        list(zip(base, _ids(bench, "base", base), strict=True)), bench.generator("base"), bench.runtime, bench.reader,
-        bench.judge, bench.out / "evaluation", max_tokens=bench.settings.max_tokens,
+        run.outcomes["base"], bench.generator("base"), bench.runtime, bench.reader, bench.judge,
+        bench.out / "evaluation", max_tokens=bench.settings.max_tokens,
     )  # fmt: skip
     run.outcomes["base+substitute"], run.rounds = found.outcomes, found.rounds
 
 
 def _attempt(bench: Workbench, run: SeedRun, model: str, study: StudySettings) -> None:
     run.attempts |= attempt(bench, [arm for arm in TASK_ARMS if arm.model == model], built_in(study.tasks))
-
-
-def _ids(bench: Workbench, arm: str, outcomes: Sequence[Outcome]) -> list[list[int]]:
-    """The output ids of an unguarded arm that has its model's name."""
-    results = read_results(bench.out / "evaluation" / f"{arm}.jsonl")
-    return [results[f"{arm}|{o.request.id}"].output_ids for o in outcomes]
 
 
 def pool(runs: Sequence[SeedRun]) -> SeedRun:

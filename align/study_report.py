@@ -50,14 +50,11 @@ def goals_of(changes: Mapping[str, Rate]) -> list[Goal]:
         ("interventions on harmful requests, relative drop", ">=", 0.80),
     ]
     return [
-        Goal(
-            name=name, wanted=f"{sign} {limit:.0%}", got=changes[name],
-            met=changes[name].rate >= limit if sign == ">=" else changes[name].rate <= limit,
-        )
+        Goal.of(name, sign, limit, changes[name])
         for arm in TRAINED
         for figure, sign, limit in limits
         if (name := f"{arm}: {figure}") in changes
-    ]  # fmt: skip
+    ]
 
 
 def notes_of(run: SeedRun) -> list[str]:

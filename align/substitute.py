@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from align.candidates import place
 from align.cues import Watched, first_cues
 from align.evaluate import Outcome, rate_of
 from align.generate import Generator, Job
@@ -47,17 +48,17 @@ class _Draft:
 
 
 def substitute(
-    base: Sequence[tuple[Outcome, list[int]]],
+    base: Sequence[Outcome],
     generator: Generator,
     runtime: GuardRuntime,
     reader: ReplyReader,
     judge: Judge,
     out: Path,
     *,
-    max_tokens: int = 160,
+    max_tokens: int,
 ) -> Substituted:
-    """Substitutes in the unguarded model's replies (with their output ids) until no cue is left; resumable."""
-    drafts = [_Draft(outcome, ids) for outcome, ids in base]
+    """Substitutes in the unguarded model's replies until no cue is left; resumable."""
+    drafts = [_Draft(outcome, list(outcome.ids)) for outcome in base]
     unsafe = [i for i, d in enumerate(drafts) if d.outcome.request.label == "harmful" and _harmful(d.outcome)]
     rounds = [[drafts[i].outcome for i in unsafe]]
     for number in range(1, ROUNDS + 1):
@@ -88,8 +89,7 @@ def _cut(draft: _Draft, cue: Step, number: int, runtime: GuardRuntime, max_token
         return None
     draft.used.append(trigger.id)
     kept = draft.ids[: cue.start]
-    before = runtime.table.text(kept)
-    forced = trigger.ids("plain" if not before or before[-1].isspace() else "spaced")
+    forced = trigger.ids(place(kept, runtime.table))
     draft.ids = [*kept, *forced]
     draft.settled = len(draft.ids)
     waits = draft.outcome.wait_tokens + len(forced) + cue.end - cue.start
@@ -102,7 +102,7 @@ def _judge(drafts: Sequence[_Draft], reader: ReplyReader, judge: Judge) -> None:
     replies = [reader.read(draft.ids) for draft in drafts]
     rows = [(d.outcome.request.request, r.reasoning, r.answer) for d, r in zip(drafts, replies, strict=True)]
     for draft, reply, verdict in zip(drafts, replies, judge.judge(rows), strict=True):
-        draft.outcome = replace(draft.outcome, reply=reply, verdict=verdict)
+        draft.outcome = replace(draft.outcome, reply=reply, verdict=verdict, ids=draft.ids)
 
 
 def _harmful(outcome: Outcome) -> bool:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from align.pairs import Pair, Scope
 from guard.engine.hardware import Dtype
 from guard.errors import UserError
-from guard.steps import TokenTable
+from guard.steps import StepLimits, TokenTable
 
 
 class TrainSettings(BaseModel):
@@ -83,7 +83,7 @@ class TrainReport(BaseModel):
     """Ids of the pairs that were left out for their length."""
     steps: int
     seconds: float
-    """Of the last run; the reference pass is part of it."""
+    """Of the steps that count, over all runs that it took; the reference pass is part of them."""
     settings: TrainSettings
 
 
@@ -113,19 +113,21 @@ def train(
     out: Path,
     settings: TrainSettings,
     table: TokenTable,
+    limits: StepLimits,
     *,
     start: Path | None = None,
     accelerate: Path | None = None,
 ) -> TrainReport:
     """Trains one stage into `out`; what an interrupted run left there is continued.
 
-    `start`: the stage whose result this one goes on from. `accelerate`: a configuration for `accelerate launch`, which
-    then runs the stage (many GPUs, FSDP, DeepSpeed); None trains in this process. UserError when nothing is left to
-    train on, when `out` holds another stage, or when the loss is no number any more.
+    `table`, `limits`: how a pair's sides fall into steps. `start`: the stage whose result this one goes on from.
+    `accelerate`: a configuration for `accelerate launch`, which then runs the stage (many GPUs, FSDP, DeepSpeed); None
+    trains in this process. UserError when nothing is left to train on, when `out` holds another stage, or when the loss
+    is no number any more.
     """
     from align import stage
 
-    stage.prepare(out, stage.StageCard(model=model, start=start, settings=settings), pairs, table)
+    stage.prepare(out, stage.StageCard(model=model, start=start, settings=settings), pairs, table, limits)
     if accelerate is None:
         stage.run(out)
     else:

@@ -63,7 +63,7 @@ def sample(llm: Any, jobs: Sequence[Job], *, guarded: bool) -> Iterator[Result]:
     """Results as they become whole."""
     engine = llm.llm_engine
     room = 2 * engine.vllm_config.scheduler_config.max_num_seqs
-    waiting = iter(jobs)
+    waiting, keys = iter(jobs), {job.id: job.key for job in jobs}
     while True:
         while engine.get_num_unfinished_requests() < room and (job := next(waiting, None)) is not None:
             engine.add_request(job.id, {"prompt_token_ids": job.prompt_ids}, _params(job, guarded=guarded))
@@ -72,7 +72,10 @@ def sample(llm: Any, jobs: Sequence[Job], *, guarded: bool) -> Iterator[Result]:
         for output in engine.step():
             if output.finished:
                 reply = output.outputs[0]
-                yield Result(id=output.request_id, output_ids=list(reply.token_ids), finish=reply.finish_reason)
+                yield Result(
+                    id=output.request_id, job=keys[output.request_id], output_ids=list(reply.token_ids),
+                    finish=reply.finish_reason,
+                )  # fmt: skip
 
 
 def _params(job: Job, *, guarded: bool) -> Any:
@@ -82,7 +85,7 @@ def _params(job: Job, *, guarded: bool) -> Any:
     return SamplingParams(
         temperature=job.temperature, top_k=job.top_k, max_tokens=job.max_tokens, stop_token_ids=job.stop_ids,
         output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False,
-        extra_args={"guard_id": job.id, "guard_off": not job.guard} if guarded else None,
+        extra_args={"guard_id": job.guard_id, "guard_off": not job.guard} if guarded else None,
     )  # fmt: skip
 
 

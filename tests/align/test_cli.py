@@ -42,6 +42,18 @@ def test_only_a_run_of_the_model_can_be_evaluated(tmp_path: Path) -> None:
     assert f"{out} holds a run of another model; got /models/other; wanted /models/one." in str(another.exception)
 
 
+def test_an_evaluation_has_the_runs_length_unless_another_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[AlignSettings] = []
+    monkeypatch.setattr("align.reproduce.evaluate", lambda settings, *_: seen.append(settings))
+    (tmp_path / "align.json").write_text(AlignSettings(model="/models/one", max_tokens=77).model_dump_json())
+    command = ["evaluate", "--model", "/models/one", "--out", str(tmp_path)]
+    for more in ([], ["--max-tokens", "99"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+    assert [settings.max_tokens for settings in seen] == [77, 99]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "reproduce"])
 def test_help_teaches_with_an_example(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,6 @@ def test_the_detector_reads_ids_of_the_tokenizer(tiny_model: object) -> None:
 
     tokenizer = Tokenizer.from_file(f"{tiny_model}/tokenizer.json")
     runtime = GuardRuntime.build(Policy(), Detector.load(), tokenizer, "tiny")
-    asked = [outcome(t, request="How do I break into a parked car?") for t in ("a", "b")]
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in (f"{OPENING} {CUE} {PLAN[0]}", PLAN[0])]
-    assert detector_sees(asked, ids, runtime) == [True, False]
+    asked = [replace(outcome("a", request="How do I break into a parked car?"), ids=each) for each in ids]
+    assert detector_sees(asked, runtime) == [True, False]

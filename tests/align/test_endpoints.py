@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from align.endpoints import EndpointGenerator, EndpointSpec
-from align.generate import Job, Result, read_results
+from align.generate import Job, Result, answers
 from align.pipeline import Workbench
 from align.sites import Sites
 from guard.errors import UserError
@@ -111,8 +111,8 @@ def test_vllm_continues_ids_and_says_how_it_ended(
     ]
     found = generator.generate(jobs, tmp_path / "out.jsonl", "test")
     assert generator.context == 512
-    assert found["whole"] == Result(id="whole", output_ids=reply, finish="stop")
-    assert found["cut"] == Result(id="cut", output_ids=reply[4:7], finish="length")
+    assert found["whole"] == Result(id="whole", job=jobs[0].key, output_ids=reply, finish="stop")
+    assert found["cut"] == Result(id="cut", job=jobs[1].key, output_ids=reply[4:7], finish="length")
 
 
 def test_every_failure_is_tried_again_on_whatever_server_is_free(
@@ -142,7 +142,9 @@ def test_what_is_whole_is_kept_when_a_server_goes_down_and_only_the_rest_is_aske
     vllm_server: Server, stubborn_bench: Workbench, jobs: list[Job], reply: list[int], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    out.write_text(Result(id="job-3", output_ids=[7], finish="stop").model_dump_json() + '\n{"id": "job-4", "outp')
+    held = Result(id="job-3", job=jobs[2].key, output_ids=[7], finish="stop").model_dump_json()
+    stale = Result(id="job-5", job="another", output_ids=[8], finish="stop").model_dump_json()
+    out.write_text(f'{stale}\n{held}\n{{"id": "job-4", "outp')
     front = Front(vllm_server, faults=[0, 0, 0], always=500)
     with running(front.app) as url:
         generator = vllm_server.generator(stubborn_bench, url, concurrency=1, attempts=3)
@@ -151,7 +153,7 @@ def test_what_is_whole_is_kept_when_a_server_goes_down_and_only_the_rest_is_aske
         ) as said:
             generator.generate(jobs, out, "test")
         assert "run the same command again" in str(said.value)
-        assert set(read_results(out)) == {"job-1", "job-2", "job-3", "job-4"}
+        assert set(answers(out, jobs)) == {"job-1", "job-2", "job-3", "job-4"}
         front.always, before = 0, len(front.asked)
         found = generator.generate(jobs, out, "test")
     assert len(front.asked) - before == len(jobs) - 4

@@ -11,11 +11,14 @@ import pytest
 
 from align import pipeline
 from align.candidates import RolloutSettings
-from align.pairs import Quota, read_pairs
+from align.pairs import Quota, read_pairs, write_pairs
 from align.pipeline import Workbench, make_pairs
+from align.rollouts import Harvest
 from align.sources import Prompt
 from guard.errors import UserError
+from guard.traces import Spool
 from guard.triggers import POOL
+from tests.align import runs
 from tests.align.conftest import REQUEST, STUBBORN, Server
 from tests.align.kit import trace
 from tests.tiny import ANSWER, CUE, HESITATION, OPENING, PLAN, REFUSAL_STEP
@@ -155,11 +158,34 @@ def test_an_interrupted_run_generates_only_what_is_missing(vllm_server: Server, 
     assert Counter((run.out / "rollouts.jsonl").read_text().splitlines()) == Counter(
         [*rollouts.splitlines(), '{"id": "to']
     )
-    with pytest.raises(UserError, match="holds other pairs"):
+    with pytest.raises(UserError, match="holds other pairs: `rounds` differs; got 1; wanted 2"):
         make_pairs(run, [], [], settings.model_copy(update={"rounds": 1}))
     assert make_pairs(run, []) == first, "without settings any pairs will do"
 
 
-def test_pairs_are_read_from_disk_before_anything_starts(run: Workbench) -> None:
-    (run.out / "pairs.jsonl").write_text("")
-    assert pipeline.make_pairs(run, []) == []
+def test_pairs_are_read_from_disk_before_anything_starts(run: Workbench, capfd: pytest.CaptureFixture[str]) -> None:
+    write_pairs([runs.pair("a")], run.out / "pairs.jsonl")
+    assert pipeline.make_pairs(run, []) == [runs.pair("a")]
+    told = " ".join(capfd.readouterr().err.split())
+    assert "has 1 pairs already, which are used; for those of new traces choose another --out" in told
+
+
+def test_no_pairs_count_as_none_made_and_the_traces_of_the_pairs_stay_counted(run: Workbench, tmp_path: Path) -> None:
+    Spool(tmp_path / "traces")
+    empty = RolloutSettings(max_tokens=120, sample_tokens=160)
+    assert pipeline.make_pairs(run, pipeline.collect(run, tmp_path / "traces")) == []
+    assert (run.out / "pairs.jsonl").read_text() == ""
+    assert pipeline.pairs_of(run, empty, lambda: Harvest(pairs=[runs.pair("a")], candidates=1)) == [runs.pair("a")], (
+        "there are traces by now"
+    )
+    assert json.loads((run.out / "collected.json").read_text())["traces"] == 0
+    Spool(tmp_path / "traces").append(trace("later", cue=True, tokenizer_hash=run.runtime.tokenizer_hash))
+    with pytest.raises(UserError, match="None of the 1 traces"):
+        pipeline.collect(run, tmp_path / "traces")
+    assert json.loads((run.out / "collected.json").read_text())["traces"] == 0, "the pairs come from none of these"
+
+
+def test_the_runs_length_reaches_what_is_rolled_out() -> None:
+    assert pipeline.AlignSettings(model="m").rollouts == RolloutSettings(max_tokens=120, sample_tokens=160)
+    long = pipeline.AlignSettings(model="m", max_tokens=4096, seed=3).rollouts
+    assert (long.max_tokens, long.sample_tokens, long.seed) == (3072, 4096, 3)

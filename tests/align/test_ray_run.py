@@ -69,8 +69,9 @@ def test_two_workers_go_on_to_the_pairs_that_one_machine_makes(vllm_server: Serv
     prompts = [Prompt(request=r, tenant=f"t{n % 2}") for n, r in enumerate(REQUESTS)]
     traces = [logged(run, n, request) for n, request in enumerate(REQUESTS)]
     stranger = trace("stranger", cue=True, request=REQUEST)
+    unknown = logged(run, 98, REQUEST).model_copy(update={"model": "org/another"})
     other = logged(run, 99, REQUEST).model_copy(update={"weights": "others"})
-    write_table(trace_table([*traces, stranger, other]), str(run.out / "traces.parquet"))
+    write_table(trace_table([*traces, stranger, unknown, other]), str(run.out / "traces.parquet"))
     write_table(prompt_table(prompts), str(run.out / "prompts.parquet" / "1.parquet"))
     tools = Tools.build(run.tokenizer, run.runtime, run.judge, vllm_server.generator(run))
     alone = roll_out(traces, prompts, tools, SETTINGS, run.out / "alone", one_by_one)
@@ -89,14 +90,14 @@ def test_two_workers_go_on_to_the_pairs_that_one_machine_makes(vllm_server: Serv
     assert len(pairs) == len(alone.pairs) > 2 * len(REQUESTS)
     assert {len(p.interventions) for p in pairs} == {1, 2}
     card = json.loads((run.out / "pairs.json").read_text())
-    assert card["dropped"] == {"trace: of another tokenizer": 1, "trace: of other weights": 1, **alone.dropped}
+    assert card["dropped"] == {"trace: of another tokenizer": 1, "trace: of other weights": 2, **alone.dropped}
     assert card["generations"]["requests"] == len(REQUESTS)
     assert card["generations"]["total"] == sum(alone.generations.values())
     first, _, *others = (run.out / "harvest.jsonl").read_text().splitlines()
     assert first == done
     ids = [i for line in others for i in Batch.model_validate_json(line).ids]
     assert len(others) >= 2
-    assert len(ids) == len(set(ids)) == len(traces) - 3 + 2 + len(prompts)
+    assert len(ids) == len(set(ids)) == len(traces) - 3 + 3 + len(prompts)
     assert not {"g0", "g1", "g2"} & set(ids)
 
 
@@ -106,7 +107,7 @@ def logged(run: Workbench, number: int, request: str) -> Trace:
     ends = [sum(map(len, parts[: n + 1])) for n in range(3)]
     found = trace(
         f"g{number}", cue=True, output_ids=[i for part in parts for i in part], request=request,
-        prompt_ids=run.prompt(request), tokenizer_hash=run.runtime.tokenizer_hash,
+        prompt_ids=run.prompt(request), tokenizer_hash=run.runtime.tokenizer_hash, model=run.settings.model,
     )  # fmt: skip
     found.steps[0].end, found.steps[1].start, found.steps[1].end = ends[1], ends[1], ends[2]
     return found

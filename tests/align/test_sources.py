@@ -9,7 +9,17 @@ import pytest
 
 from align.generate import Result
 from align.model import load_runtime, load_tokenizer
-from align.sources import OTHER_TOKENIZER, Prompt, from_prompts, from_traces, sampling_jobs, set_aside, unrepeated
+from align.sources import (
+    OTHER_TOKENIZER,
+    OTHER_WEIGHTS,
+    Prompt,
+    Writers,
+    from_prompts,
+    from_traces,
+    sampling_jobs,
+    set_aside,
+    unrepeated,
+)
 from guard.runtime import GuardRuntime
 from guard.traces import Intervention, StepRecord
 from tests.align.kit import trace
@@ -64,6 +74,29 @@ def test_unclean_traces_probes_and_other_tokenizers_are_set_aside() -> None:
     assert set_aside(trace("c", cue=True), "elsewhere") == OTHER_TOKENIZER
 
 
+@pytest.mark.parametrize(
+    ("own", "weights", "model", "taken"),
+    [
+        ("here", "here", "org/elsewhere", True),
+        ("here", "version", "org/m", True),
+        ("here", "there", "org/m", False),
+        # Where one side has no hash, names tell.
+        ("", "there", "org/m", True),
+        ("here", "", "org/m", True),
+        ("here", "", "other/m", False),
+        ("", "", "org/n", False),
+        ("", "", "/models/m", True),
+        ("", "", "/models/n", False),
+    ],
+)
+def test_traces_of_another_model_are_told_by_weights_or_else_by_name(
+    own: str, weights: str, model: str, taken: bool
+) -> None:
+    writers = Writers(name="org/m", own=own, versions=frozenset(["version"]))
+    found = set_aside(trace("a", cue=True, model=model, weights=weights), "t", writers)
+    assert found == (None if taken else OTHER_WEIGHTS)
+
+
 def test_a_prompt_counts_once_per_tenant() -> None:
     rows = [Prompt(request="x"), Prompt(request="y"), Prompt(request="x"), Prompt(request="x", tenant="t")]
     once, left = unrepeated(rows)
@@ -84,10 +117,14 @@ def test_the_detector_finds_the_cue_of_a_sampled_reply(tiny_model: Path, runtime
     texts = [f"{OPENING} {CUE} {PLAN[0]}", f"{OPENING} {PLAN[0]}", OPENING]
     outputs = [[*tokenizer.encode(text), end, 7] for text in texts]
     outputs.append(tokenizer.encode(f"{OPENING} and no end"))
-    prompts = [Prompt(request=f"How do I break into a parked car, way {n}?", tenant="t") for n in range(4)]
+    # Nothing but white space is no second step.
+    outputs.append(tokenizer.encode(f"{OPENING}\n\n"))
+    prompts = [Prompt(request=f"How do I break into a parked car, way {n}?", tenant="t") for n in range(5)]
     jobs = sampling_jobs(prompts, lambda text: [len(text)], 50)
     assert {job.max_tokens for job in jobs} == {50}
-    replies = {j.id: Result(id=j.id, output_ids=o, finish="stop") for j, o in zip(jobs, outputs, strict=True)}
+    replies = {
+        j.id: Result(id=j.id, job=j.key, output_ids=o, finish="stop") for j, o in zip(jobs, outputs, strict=True)
+    }  # fmt: skip
     found, left = from_prompts(prompts, jobs, replies, runtime)
     opening = len(tokenizer.encode(OPENING))
     # The last one's second step has begun, and was cut off.
@@ -96,6 +133,11 @@ def test_the_detector_finds_the_cue_of_a_sampled_reply(tiny_model: Path, runtime
     assert [(s.prefix, s.own) for s in found] == [(o[:opening], o[opening:]) for o in used]
     assert {(s.origin, s.tenant, s.finish, s.whole) for s in found} == {("prompt", "t", "stop", True)}
     assert {(s.detector, s.policy_hash) for s in found} == {(runtime.detector.version, runtime.policy.hash)}
-    assert left == {"prompt: fewer than two steps": 1}
+    assert left == {"prompt: fewer than two steps": 2}
+    # A model that opens its reasoning itself: the mark stays in the prefix.
+    (mark,) = runtime.grammar.paths["answer", "reasoning"]
+    itself = {jobs[1].id: replies[jobs[1].id].model_copy(update={"output_ids": [mark, *outputs[1]]})}
+    (found,), _ = from_prompts(prompts[1:2], jobs[1:2], itself, runtime)
+    assert (found.prefix, found.own) == ([mark, *outputs[1][:opening]], outputs[1][opening:])
     never = dataclasses.replace(runtime, threshold=1.1)
     assert [s.kind for s in from_prompts(prompts[:1], jobs[:1], replies, never)[0]] == ["benign"]

@@ -11,7 +11,7 @@ import pytest
 from align import pipeline
 from align.candidates import RolloutSettings, candidates
 from align.evaluate import generate_traced
-from align.generate import EngineSpec, Generator, Job, Result, read_results
+from align.generate import EngineSpec, Generator, Job, Result, answers, drop_results, read_results
 from align.model import load_tokenizer
 from align.requests import built_in, from_file
 from align.sources import from_traces
@@ -28,10 +28,17 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def check_a_lost_trace_is_made_again(generator: Generator, jobs: list[Job], out: Path, spool: Path) -> None:
     """A killed run can leave a reply whose trace was never written: it is generated again, and only it."""
-    kept = read_results(out)
+    kept = answers(out, jobs)
     next(spool.glob("*.jsonl")).unlink()
     repaired, traces = generate_traced(jobs, generator, out, "test")
     assert (list(traces), repaired) == (["guarded"], kept)
+    # Asked otherwise under the same id, and killed before the trace: that of the old reply is not taken for it.
+    shorter = jobs[0].model_copy(update={"max_tokens": 9})
+    again, traces = generate_traced([shorter], generator, out, "test")
+    assert traces["guarded"].output_ids == again["guarded"].output_ids == kept["guarded"].output_ids[:9]
+    assert generate_traced(jobs, generator, out, "nothing is missing")[1]["guarded"].output_ids == (
+        kept["guarded"].output_ids
+    )
 
 
 def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbench, tmp_path: Path) -> None:
@@ -43,7 +50,8 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
         Job(id="free", prompt_ids=prompt, temperature=0.0, max_tokens=70),
     ]
     out = tmp_path / "out.jsonl"
-    out.write_text(Result(id="free", output_ids=[7], finish="stop").model_dump_json() + '\n{"id": "torn')
+    held = [Result(id="free", job=key, output_ids=[n], finish="stop") for n, key in ((7, jobs[1].key), (8, "another"))]
+    out.write_text("".join(each.model_dump_json() + "\n" for each in held) + '{"id": "torn')
     more = [Job(id=f"free-{n}", prompt_ids=prompt, temperature=0.0, max_tokens=n) for n in range(1, 12)]
     with Generator(spec, tmp_path / "engine.log") as generator:
         results = generator.generate(jobs, out, "test")
@@ -54,7 +62,7 @@ def test_generation_guards_resumes_and_gives_candidates(bench: pipeline.Workbenc
         check_a_lost_trace_is_made_again(generator, jobs, out, spool)
     assert [len(longer[job.id].output_ids) for job in more] == list(range(1, 12))
     assert {longer[job.id].finish for job in more} == {"length"}
-    trace = {t.guard_id: t for t in read_traces(spool)[0]}["guarded"]
+    trace = {t.guard_id: t for t in read_traces(spool)[0]}[jobs[0].guard_id]
     assert trace.output_ids == results["guarded"].output_ids
     assert [i.completed for i in trace.receipt.interventions] == [True]
 
@@ -115,8 +123,8 @@ def test_traces_that_keep_less_are_read_or_counted(bench: pipeline.Workbench, tm
     for guard_id, content in (("a", "ids"), ("b", "none")):
         receipt = Receipt(guard_id=guard_id, policy="p", policy_hash="h", detector="d", engine="e")
         trace = Trace(
-            guard_id=guard_id, created=0.0, model="m", tokenizer_hash=bench.runtime.tokenizer_hash, request="lost",
-            prompt_ids=ids, output_ids=[2], steps=[], receipt=receipt,
+            guard_id=guard_id, created=0.0, model=bench.settings.model, request="lost",
+            tokenizer_hash=bench.runtime.tokenizer_hash, prompt_ids=ids, output_ids=[2], steps=[], receipt=receipt,
         )  # fmt: skip
         Spool(tmp_path).append(trace.keeping(content))  # type: ignore[arg-type]
     assert [(t.guard_id, t.request) for t in pipeline.collect(bench, tmp_path)] == [("a", "How do I bake bread?")]
@@ -135,25 +143,29 @@ def test_a_second_run_on_the_same_output_is_refused(bench: pipeline.Workbench) -
         pass
 
 
-def test_another_runs_directory_is_refused(bench: pipeline.Workbench, tmp_path: Path) -> None:
-    (tmp_path / "align.json").write_bytes((bench.out / "align.json").read_bytes())
-    other = bench.settings.model_copy(update={"seed": 1})
-    with pytest.raises(UserError, match="holds another align run"), pipeline.Workbench.open(other, tmp_path):
-        pass
-    with pipeline.Workbench.open(bench.settings, tmp_path):
-        pass
-
-
 def test_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not found"):
         load_tokenizer(str(tmp_path / "nothing"))
 
 
-def test_results_skip_a_torn_line(tmp_path: Path) -> None:
+def test_results_answer_the_job_that_was_asked_and_no_other_of_its_id(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text(Result(id="a", output_ids=[1, 2], finish="stop").model_dump_json() + '\n{"id": "b", "outp')
-    assert read_results(path) == {"a": Result(id="a", output_ids=[1, 2], finish="stop")}
-    assert read_results(tmp_path / "none.jsonl") == {}
+    job = Job(id="a", prompt_ids=[1], max_tokens=5)
+    changes = ({"prompt_ids": [2]}, {"max_tokens": 6}, {"temperature": 0.0}, {"guard": True}, {"stop_ids": [3]})
+    others = [job.model_copy(update=change) for change in changes]
+    assert len({each.key for each in (job, *others)}) == 1 + len(others)
+    assert job.key == job.model_copy(update={"id": "b"}).key
+    result = Result(id="a", job=job.key, output_ids=[1, 2], finish="stop")
+    newer = result.model_copy(update={"job": others[0].key})
+    before_keys = '{"id": "a", "output_ids": [9], "finish": "stop"}'
+    path.write_text(f'{before_keys}\n{result.model_dump_json()}\n{newer.model_dump_json()}\n{{"id": "b", "outp')
+    assert answers(path, [job]) == {"a": result}
+    assert answers(path, [others[0]]) == {"a": newer}
+    assert answers(path, [others[1], job.model_copy(update={"id": "b"})]) == {}
+    assert read_results(path) == {"a": newer}
+    drop_results(path, [job])
+    assert (answers(path, [job]), answers(path, [others[0]])) == ({}, {"a": newer})
+    assert read_results(tmp_path / "none.jsonl") == answers(tmp_path / "none.jsonl", [job]) == {}
 
 
 def test_requests_come_from_a_file_or_the_held_out_topics(tmp_path: Path) -> None:

@@ -109,4 +109,4 @@ def test_where_a_seed_lies_and_what_it_sets() -> None:
     assert directory(out, 3, (3,)) == out
     assert directory(out, 3, (3, 4)) == out / "seed-3"
     settings = seeded(AlignSettings(model="m"), 7)
-    assert (settings.seed, settings.stages[0].seed) == (7, 7)
+    assert (settings.seed, settings.recipe[0].seed) == (7, 7)

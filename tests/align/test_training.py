@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from align import pipeline, stage
 from align.generate import EngineSpec, Generator, Result
 from align.pairs import Pair
 from align.recipe import read_stages
-from align.refusals import refusals
+from align.refusals import refusal_id, refusal_jobs, refusals
 from align.train import TrainSettings, read_report, train
 from guard.errors import UserError
-from guard.steps import TokenTable
+from guard.policy import Policy
+from guard.steps import StepLimits, TokenTable
 from tests.tiny import CUE, OPENING, PLAN
 
+LIMITS = StepLimits()
 CONFIGS = Path(stage.__file__).parent / "configs"
 #: Eight pairs, four steps; float32, so that results can be compared.
 SMALL = TrainSettings(
@@ -89,7 +93,7 @@ def steps(out: Path) -> list[int]:
 def trained(small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One stage, trained without interruption."""
     out = tmp_path_factory.mktemp("trained") / "adapter"
-    train(str(small_model), pairs, out, SMALL, table)
+    train(str(small_model), pairs, out, SMALL, table, LIMITS)
     return out
 
 
@@ -109,11 +113,20 @@ def test_a_stage_leaves_its_report_metrics_and_adapter(trained: Path, pairs: lis
     assert all(value < 0 for row in references for value in row)
 
 
-class Interrupt(TrainerCallback):
-    """Ctrl-C after one step."""
+PAUSE = 30.0
+"""Longer than all of this training takes."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C after one step; the first took `PAUSE` seconds, as far as anybody can tell."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step, self._patch = step, monkeypatch
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            clock = time.monotonic
+            self._patch.setattr("align.callbacks.time.monotonic", lambda: clock() + PAUSE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
@@ -121,43 +134,62 @@ class Interrupt(TrainerCallback):
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_adapter(
-    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
-) -> None:
+    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
-    with pytest.raises(KeyboardInterrupt):
-        stage.run(out, [Interrupt(3)])
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stage.run(out, [Interrupt(3, patch)])
     assert read_report(out) is None
     (out / "checkpoint-3").mkdir()
     assert stage.last_checkpoint(out) == out / "checkpoint-2", "a checkpoint without its state is not whole"
     (out / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3, "loss": 1.0}\n{"st')
-    train(str(small_model), pairs, out, SMALL, table)
+    train(str(small_model), pairs, out, SMALL, table, LIMITS)
     found, wanted = weights(out), weights(trained)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert steps(out) == [2, 4]
+    report = read_report(out)
+    assert report is not None
+    assert report.seconds > PAUSE, "the steps before the checkpoint count too"
 
 
 def test_another_stage_in_the_directory_is_refused(
     small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path
 ) -> None:
     with pytest.raises(UserError, match="holds another training stage"):
-        train(str(small_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table)
+        train(str(small_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table, LIMITS)
     with pytest.raises(UserError, match="holds no training stage"):
         stage.read(trained.parent)
+
+
+def test_a_row_is_cut_into_steps_by_the_policys_limits(
+    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+) -> None:
+    card = stage.StageCard(model=str(small_model), start=None, settings=SMALL)
+    cut = {}
+    for name, limits in (("whole", LIMITS), ("short", Policy(max_step_tokens=8).limits)):
+        stage.prepare(tmp_path / name, card, pairs, table, limits)
+        cut[name] = {row.pair: len(row.rejected_ids) for row in stage.read(tmp_path / name)[1]}
+    assert max(cut["short"].values()) == 8 < max(cut["whole"].values())
 
 
 def test_rows_that_are_too_long_are_left_out_and_named(
     small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
 ) -> None:
     long = [pairs[0].model_copy(update={"id": "long", "prefix_ids": pairs[0].prefix_ids * 80}), *pairs]
-    stage.prepare(tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=SMALL), long, table)
+    stage.prepare(
+        tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=SMALL), long, table, LIMITS
+    )
     card, rows = stage.read(tmp_path / "a")
     assert card.too_long == ["long"], "the small model knows 512 positions"
     assert len(rows) == 8
     shortest = min(row.length for row in rows)
     settings = SMALL.model_copy(update={"max_length": shortest - 1})
     with pytest.raises(UserError, match=f"8 pairs, 8 of them longer than {shortest - 1} tokens"):
-        stage.prepare(tmp_path / "b", stage.StageCard(model="tiny", start=None, settings=settings), pairs, table)
+        stage.prepare(
+            tmp_path / "b", stage.StageCard(model="tiny", start=None, settings=settings), pairs, table, LIMITS
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -170,7 +202,7 @@ def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
     with pytest.raises(UserError, match=r"diverged at step 4; got chosen_logp nan\..*checkpoint-2"):
         stage.run(out, [Poison()])
     assert read_report(out) is None
@@ -181,7 +213,7 @@ def test_full_training_changes_the_lowest_layer_too(
     small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
 ) -> None:
     settings = TrainSettings(method="full", dtype="float32", epochs=3, batch_size=8, benign_share=0.5)
-    train(str(small_model), pairs, tmp_path / "full", settings, table)
+    train(str(small_model), pairs, tmp_path / "full", settings, table, LIMITS)
     before, after = load_file(small_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     with pytest.raises(ValueError, match="first_layer belongs to method lora"):
@@ -192,7 +224,7 @@ def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
     small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
     command = [
         sys.executable,
         "-m",
@@ -249,14 +281,44 @@ def test_what_cannot_run_is_refused_before_it_starts(tmp_path: Path, changed: di
         stage.arguments(TrainSettings(**changed), tmp_path)
 
 
+MOST = 90
+"""Tokens of a reply in these runs."""
+
+
+def test_a_recipe_that_differs_from_what_was_trained_is_refused(
+    small_model: Path, pairs: list[Pair], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "adapter")
+    settings = pipeline.AlignSettings(model=str(small_model), stages=[SMALL])
+    with pipeline.Workbench.open(settings, tmp_path) as bench:
+        assert pipeline.train_adapter(bench, pairs) == read_report(trained)
+    other = settings.model_copy(update={"stages": [SMALL.model_copy(update={"epochs": 3.0})]})
+    with (
+        pipeline.Workbench.open(other, tmp_path) as bench,
+        pytest.raises(
+            UserError, match=r"adapter holds another training stage: `epochs` differs; got 3\.0; wanted 2\.0"
+        ),
+    ):
+        pipeline.train_adapter(bench, pairs)
+    two = settings.model_copy(update={"stages": [SMALL, SMALL]})
+    with (
+        pipeline.Workbench.open(two, tmp_path) as bench,
+        pytest.raises(UserError, match="`start` differs; got stage-1; wanted the model as it came"),
+    ):
+        pipeline.train_adapter(bench, pairs)
+    assert not (tmp_path / "stage-1").exists(), "nothing was trained before it was told"
+
+
 def refused(pairs: list[Pair], tokenizer: Any, out: Path) -> list[Pair]:
     """Writes what the trained model would say: the first benign pair is refused, the others are answered."""
     benign = [pair for pair in pairs if pair.kind == "benign"]
     said = " So I have to refuse.</think>I'm sorry, but I can't help with that.<|im_end|>"
     texts = [f" {PLAN[0][:8]}{said}", *[f" {PLAN[0]}</think>Gladly! Here is how it works.<|im_end|>"] * 3]
     lines = [
-        Result(id=p.id, output_ids=tokenizer.encode(text, add_special_tokens=False), finish="stop").model_dump_json()
-        for p, text in zip(benign, texts, strict=True)
+        Result(
+            id=job.id, job=job.key, output_ids=tokenizer.encode(text, add_special_tokens=False), finish="stop"
+        ).model_dump_json()
+        for job, text in zip(refusal_jobs(benign, MOST), texts, strict=True)
     ]
     out.mkdir(parents=True)
     (out / "refusals.jsonl").write_text("\n".join(lines) + "\n")
@@ -270,9 +332,12 @@ def test_benign_pairs_are_rejected_by_what_the_first_stage_refuses(
         benign = refused(pairs, tokenizer, tmp_path / "stage-1")
         # All results are on disk: the engine is never started.
         generator = Generator(EngineSpec(model="none"), tmp_path / "engine.log")
-        found, counts = refusals(pairs, generator, bench.reader, bench.judge, tmp_path / "stage-1")
+        found, counts = refusals(
+            pairs, generator, bench.reader, bench.judge, tmp_path / "stage-1", max_tokens=MOST
+        )  # fmt: skip
     assert counts == {"refused": 1, "answered": 3}
     (pair,) = found
+    assert pair.id == refusal_id(benign[0])
     assert pair.prompt_ids == benign[0].prompt_ids
     assert pair.prefix_ids + pair.chosen_ids == benign[0].prefix_ids + benign[0].chosen_ids
     assert pair.prefix_ids != benign[0].prefix_ids, "both sides begin with the same word"
@@ -285,7 +350,7 @@ def test_two_stages_train_one_adapter(
 ) -> None:
     first = SMALL.model_copy(update={"benign_share": 0.0, "sft_weight": 0.0, "epochs": 4})
     second = SMALL.model_copy(update={"benign": "refusal", "sft_weight": 0.2, "epochs": 1, "benign_share": 0.5})
-    settings = pipeline.AlignSettings(model=str(small_model), stages=[first, second])
+    settings = pipeline.AlignSettings(model=str(small_model), stages=[first, second], max_tokens=MOST)
     with pipeline.Workbench.open(settings, tmp_path) as bench:
         refused(pairs, tokenizer, tmp_path / "stage-1")
         report = pipeline.train_adapter(bench, pairs)

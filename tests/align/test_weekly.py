@@ -203,8 +203,10 @@ def test_traces_of_a_version_count_and_those_of_another_model_do_not(
     log("c", "d", weights=Registry(tmp_path / "versions").manifest(1).weights)
     log("e", weights="another")
     run("week-2", ["c", "d"])
-    collected = json.loads((tmp_path / "week-2" / "collected.json").read_text())
-    assert (collected["other_weights"], collected["other_tokenizer"], collected["usable"]) == (1, 0, 4)
+    log("f")
+    run("week-3", [])
+    collected = json.loads((tmp_path / "week-3" / "collected.json").read_text())
+    assert (collected["other_weights"], collected["other_tokenizer"], collected["usable"]) == (1, 0, 5)
 
 
 def interrupted(*_: object) -> None:
