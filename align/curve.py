@@ -168,7 +168,13 @@ def _train_all(
         adapter = _directory(bench, point.name) / "adapter"
         _tell(f"training point {number} of {len(points)}, {shown[point.name]}")
         found[point.name] = train(
-            bench.settings.model, pairs, adapter, point.settings(run), bench.runtime.table, accelerate=accelerate
+            bench.settings.model,
+            pairs,
+            adapter,
+            point.settings(run),
+            bench.runtime.table,
+            bench.runtime.policy.limits,
+            accelerate=accelerate,
         )
     return found
 

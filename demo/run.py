@@ -14,7 +14,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from align import pipeline
+from align import arms, pipeline
 from align.requests import built_in
 from align.train import TrainSettings
 from demo.model import reasoner_model
@@ -43,10 +43,10 @@ def main(out: Path, seed: int = 0) -> None:
             (out / "traffic.done").write_text(f"{len(requests)} requests\n", encoding="utf-8")
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
         held_out = built_in(bench.prompt)
-        pipeline.evaluate_base(bench, held_out)
+        arms.evaluate_base(bench, held_out)
         report = pipeline.train_adapter(bench, pairs)
         console.print(f"trained on {report.pairs} pairs in {report.seconds:.0f} s")
-        pipeline.measure(bench, held_out)
+        arms.measure(bench, held_out)
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 
