@@ -33,7 +33,7 @@ def test_labels_stay_with_their_steps_and_a_trace_always_looks_the_same(name: st
     assert len(changed.labels) == len(changed.steps)
     kept = [label for label in changed.labels if label != "neutral"]
     assert kept == list(TRACE.labels)
-    assert changed.request == TRACE.request
+    assert TRACE.request in changed.request
 
 
 def test_rewritten_traces_fit_theirs_and_are_never_learned_from() -> None:
