@@ -42,11 +42,7 @@ def main(out: Path, seed: int = 0) -> None:
             send(model, requests, traces, console)
             (out / "traffic.done").write_text(f"{len(requests)} requests\n", encoding="utf-8")
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
-        held_out = built_in(bench.prompt)
-        pipeline.evaluate_base(bench, held_out)
-        report = pipeline.train_adapter(bench, pairs)
-        console.print(f"trained on {report.pairs} pairs in {report.seconds:.0f} s")
-        pipeline.measure(bench, held_out)
+        pipeline.train_and_measure(bench, pairs, built_in(bench.prompt))
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 
