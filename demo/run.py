@@ -14,7 +14,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from align import arms, pipeline
+from align import pipeline
 from align.requests import built_in
 from align.train import TrainSettings
 from demo.model import reasoner_model
@@ -42,11 +42,7 @@ def main(out: Path, seed: int = 0) -> None:
             send(model, requests, traces, console)
             (out / "traffic.done").write_text(f"{len(requests)} requests\n", encoding="utf-8")
         pairs = pipeline.make_pairs(bench, pipeline.collect(bench, traces))
-        held_out = built_in(bench.prompt)
-        arms.evaluate_base(bench, held_out)
-        report = pipeline.train_adapter(bench, pairs)
-        console.print(f"trained on {report.pairs} pairs in {report.seconds:.0f} s")
-        arms.measure(bench, held_out)
+        pipeline.train_and_measure(bench, pairs, built_in(bench.prompt))
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 
