@@ -50,7 +50,7 @@ def test_the_engine_completes_it_under_a_policy_that_watches_both_zones(start: S
     front = serving(start)
     response = front.http.post(PATH, json={"prompt": "Once upon", "temperature": 0, "user": "me"})
     answer = response.json()
-    wanted = attached(front, response.headers["x-reasonguard-id"], policy_hash=ALL.hash)
+    wanted = attached(front, response.headers["x-reasonguard-id"], policy_hash=ALL.hash, zones=["reasoning", "answer"])
     assert answer["reasonguard"] == wanted == json.loads(response.headers["x-reasonguard-receipt"])
     assert (answer["object"], answer["choices"][0]["text"]) == ("text_completion", "One two three.")
     told = {"guard_id": wanted["guard_id"], "guard_secret": "s", "guard_policy": ALL.canonical}
