@@ -19,7 +19,7 @@ class ScriptedGenerator:
 
     def generate(self, jobs: Sequence[Job], out: Path, what: str) -> dict[str, Result]:
         self.jobs += jobs
-        return {job.id: Result(id=job.id, output_ids=self.output, finish="stop") for job in jobs}
+        return {job.id: Result(id=job.id, job=job.key, output_ids=self.output, finish="stop") for job in jobs}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,10 @@ def test_wordings_of_one_topic_are_one_draw(tiny_model: Path, tmp_path: Path) ->
         lambda request, said: request.endswith("a?") or not any(trigger.text in said for trigger in POOL)
     )
     generator: Any = ScriptedGenerator(tokenizer.encode(f" {' '.join(PLAN)}</think>{ANSWER}"))
-    outputs = [*((each, ids) for each in asked), (calm, tokenizer.encode(OPENING))]
+    outcomes = [*(replace(each, ids=ids) for each in asked), replace(calm, ids=tokenizer.encode(OPENING))]
     found = run_controls(
-        outputs, generator, runtime, tokenizer.backend_tokenizer, ReplyReader(runtime.table, runtime.grammar), judge,
-        tmp_path,
+        outcomes, generator, runtime, tokenizer.backend_tokenizer, ReplyReader(runtime.table, runtime.grammar), judge,
+        tmp_path, max_tokens=140,
     )  # fmt: skip
     turned = [topic != "a" for topic in topics]
     assert found["trigger"].refusal == Rate.clustered(turned, topics)

@@ -109,7 +109,11 @@ def test_the_least_harm_within_the_limits_is_chosen(points: dict[str, PointRepor
 def test_what_is_trained_or_reported_on_is_not_chosen_on(tmp_path: Path) -> None:
     check_requests(asked(), [trained_pair("a")], tmp_path)
     with pytest.raises(UserError, match=r"1 of the requests are trained on; got secret request; wanted requests that"):
-        check_requests([*asked(), request("Secret  request", "benign")], [trained_pair("a")], tmp_path)
+        check_requests(
+            [*asked(), request("Secret  request", "benign")],
+            [trained_pair("a").model_copy(update={"request": "secret request"})],
+            tmp_path,
+        )
     with pytest.raises(UserError, match=r"got 2 harmful requests, 1 benign requests; wanted harmful and alarming ones"):
         check_requests(asked()[:3], [], tmp_path)
     from align.requests import built_in

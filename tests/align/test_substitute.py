@@ -59,7 +59,7 @@ def thought(ids: list[int]) -> Outcome:
 def cases(runtime: GuardRuntime, tokenizer: Any) -> dict[str, list[int]]:
     """What stands before the cue."""
     (mark,) = runtime.grammar.paths["answer", "reasoning"]
-    line = tokenizer.encode(OPENING.removesuffix(".") + "\n")
+    line = tokenizer.encode(OPENING.removesuffix(".") + "\n\n")
     return {"after a word": tokenizer.encode(OPENING), "after a line": line, "first": [mark]}
 
 
