@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from classifiers.letters import plain
 from classifiers.normalise import normalise
 
 GLOSSARY = Path(__file__).parent / "banks" / "glossary"
@@ -24,7 +25,11 @@ COMPOUNDING = frozenset({"de", "nl"})
 """Languages that write compounds as one word."""
 _TOKEN = re.compile(rf"[{HAN}]+|[^\W_{HAN}]+(?:'[^\W_{HAN}]+)*|[^\w\s]")
 _HAN = re.compile(f"[{HAN}]")
+_HAN_RUN = re.compile(f"[{HAN}]+")
 _KANA = re.compile("[\u3040-\u30ff]")
+_JAPANESE = 0.15
+"""Of kana and Chinese characters together: more kana than that are Japanese, fewer a word or a mark in Chinese."""
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _PHRASE, _CHARACTERS = 3, 6
 """Most words of an entry, most characters of a Chinese one."""
 _SHARE, _ENGLISH = 0.5, 0.8
@@ -41,28 +46,36 @@ _STEM, _ENDING = 5, 3
 
 @dataclass(frozen=True)
 class Glossary:
-    """One language: entries by form, and by stem where all forms of the stem mean the same."""
+    """One language: entries by form, by stem where all forms of the stem mean the same, and words without accents."""
 
     entries: Mapping[str, str]
     stems: Mapping[str, str]
+    bare: Mapping[str, str]
     compounds: bool
 
     @classmethod
     def of(cls, entries: Mapping[str, str], *, compounds: bool = False) -> Glossary:
         """`entries`: normalised form to English."""
         stems: dict[str, str] = {}
+        bare: dict[str, str] = {}
         for form, english in entries.items():
+            if " " in form:
+                continue
             for cut in range(1, _ENDING + 1):
-                if " " not in form and len(form) - cut >= _STEM:
+                if len(form) - cut >= _STEM:
                     stems.setdefault(form[:-cut], english)
-        return cls(entries, stems, compounds)
+            # "é", "si" and "li" without accents are words of every language.
+            if not form.isascii() and len(form) > 2:
+                bare.setdefault(plain(form), english)
+                bare.setdefault(plain(form.translate(_UMLAUTS)), english)
+        return cls(entries, stems, bare, compounds)
 
     def word(self, word: str) -> str | None:
         """A word's English; None when it is unknown."""
         # l'utilisateur, dell'utente: the article may go.
         rest = word.partition("'")[2]
         found = self.entries.get(word) or self._stemmed(word) or self.entries.get(rest) or self._stemmed(rest)
-        return found or (self._compound(word) if self.compounds else None)
+        return found or self.bare.get(word) or (self._compound(word) if self.compounds else None)
 
     def _stemmed(self, word: str) -> str | None:
         for cut in range(_ENDING + 1):
@@ -121,30 +134,46 @@ class Glossaries:
                 self._seen.popitem(last=False)
         return known
 
-    def language(self, words: Sequence[str]) -> str | None:
+    def language(self, words: Sequence[str], *, bare: bool = False) -> str | None:
         """The language of a text's words; None for English and for what no glossary knows.
 
-        Most texts are English: they cost one look-up a word.
+        Most texts are English: they cost one look-up a word. `bare`: accents may be missing.
         """
         spoken = [word for word in words if word[0].isalpha() and len(word) > 1]
         known = sum(word in self._english for word in spoken)
-        if len(spoken) < _FEWEST or known >= len(spoken) * _ENGLISH:
+        if len(spoken) < _FEWEST or known >= len(spoken) * (_SHARE if bare else _ENGLISH):
             return None
         best, code = 0, None
         for name, glossary in self.languages.items():
             count = sum(word in glossary.entries or word.partition("'")[2] in glossary.entries for word in spoken)
+            if bare:
+                count += sum(word in glossary.bare and word not in glossary.entries for word in spoken)
             best, code = (count, name) if count > best else (best, code)
         return code if best > known and best >= _SHARE * len(spoken) else None
 
     def _gloss(self, text: str) -> str:
         words = set(text.split())
-        if len(words & self._english) >= len(words) * _PLAINLY:
-            return text
-        if not text.isascii() and _HAN.search(text):
-            chinese = self.languages.get("zh")
-            return text if chinese is None or _KANA.search(text) else " ".join(_characters(text, chinese))
+        plainly = len(words & self._english) >= len(words) * _PLAINLY
+        if text.isascii():
+            return text if plainly else self._worded(text)
+        han = _HAN.findall(text)
+        chinese = self.languages.get("zh") if han else None
+        if chinese is not None and len(_KANA.findall(text)) <= _JAPANESE * (len(han) + len(_KANA.findall(text))):
+            # One foreign character must not hide the rest, whichever language the rest is in.
+            tokens = _TOKEN.findall(text)
+            if len(han) > sum(token[0].isalpha() and not _HAN.match(token) for token in tokens):
+                return " ".join(_characters(tokens, chinese))
+            text = _HAN_RUN.sub(lambda run: f" {' '.join(_characters([run.group()], chinese))} ", text)
+            text = " ".join(text.split())
+        return text if plainly else self._worded(text)
+
+    def _worded(self, text: str) -> str:
+        """A text word by word in English, where it is in a known language."""
         tokens = _TOKEN.findall(text)
         code = self.language(tokens)
+        if code is None:
+            tokens = tokens if text.isascii() else _TOKEN.findall(plain(text))
+            code = self.language(tokens, bare=True)
         return text if code is None else " ".join(_words(tokens, self.languages[code]))
 
 
@@ -173,9 +202,9 @@ def _words(tokens: Sequence[str], glossary: Glossary) -> list[str]:
     return found
 
 
-def _characters(text: str, glossary: Glossary) -> list[str]:
+def _characters(tokens: Iterable[str], glossary: Glossary) -> list[str]:
     found: list[str] = []
-    for token in _TOKEN.findall(text):
+    for token in tokens:
         if not _HAN.match(token):
             found.append(token)
             continue

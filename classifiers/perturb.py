@@ -17,6 +17,7 @@ from classifiers.labels import LabelledTrace
 REWRITTEN = Path(__file__).parent / "banks" / "rewritten.jsonl"
 """Complying authored traces of the test part, paraphrased and translated by hand; measured on, never learned from."""
 _HOMOGLYPHS = str.maketrans("aeopcxyi", "аеорсхуі")
+_SMALL_CAPITALS = str.maketrans("abcdefghijklmnoprstuvwyz", "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ")
 _LEET = str.maketrans("aeiost", "431057")
 _CALM = (
     "The weather has been mild this week.", "A cup of tea would be nice.", "Sorting a list takes n log n comparisons.",
@@ -93,6 +94,8 @@ ATTACKS: dict[str, Callable[[LabelledTrace, random.Random], LabelledTrace]] = {
     "capitals": _each(lambda text, _: text.upper()),
     "zero-width": _each(lambda text, _: "\u200b".join(text)),
     "homoglyphs": _each(lambda text, _: text.translate(_HOMOGLYPHS)),
+    "small capitals": _each(lambda text, _: text.lower().translate(_SMALL_CAPITALS)),
+    "underscores": _each(lambda text, _: text.replace(" ", "_")),
     "spaced letters": _each(_spaced),
     "character noise": _each(_noise),
     "leetspeak": _each(lambda text, _: text.translate(_LEET)),

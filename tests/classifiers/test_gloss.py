@@ -35,7 +35,16 @@ SMALL = Glossaries(
     ("Ich will zum Beispiel stehlen und rennen!", "i want for example steal and rennen !"),
     ("首先我需要计划。", "first i need plan 。"),
     ("首先我計画", "first i 計 画"),
-], ids=["words", "another language", "phrase, unknown word", "longest entry", "unknown characters"])  # fmt: skip
+    ("Primero necesito un plan, y robar 中.", "first i need a plan , and steal 中 ."),
+    ("Primero necesito un 计划 y robar", "first i need a plan and steal"),
+    ("首先我需要の计划", "first i need の plan"),
+    ("First I need a 计划 to steal from a bank.", "first i need a plan to steal from a bank."),
+    ("zuerst stehlen und uberfall, strasse", "first steal and robbery , street"),
+    ("zuerst stehlen und ueberfall", "first steal and robbery"),
+    ("prímero nécesito un plan y róbar", "first i need a plan and steal"),
+], ids=["words", "another language", "phrase, unknown word", "longest entry", "unknown characters",
+        "a foreign character", "a foreign word", "a kana", "a word in English", "no umlaut", "a spelled umlaut",
+        "accents that no word has"])  # fmt: skip
 def test_a_text_reads_in_english_words(text: str, wanted: str) -> None:
     assert SMALL.view(text) == wanted
 

@@ -31,10 +31,50 @@ from classifiers.normalise import normalise
         ("1337 b0mb, 7h3 d00r", "1337 bomb, the door"),
         ("mp3 in 12kg, 2nd of covid19, b12", "mp3 in 12kg, 2nd of covid19, b12"),
         ("", ""),
+        ("h  a  c  k   t  h  e   site", "hack the site"),
+        ('"h a c k" it', '"hack" it'),
+        ("h/a/c/k it, s|t|e|a|l", "hack it, steal"),
+        ("h, a, c, k, s", "hacks"),
+        ("h + a + c + k + s", "hacks"),
+        ("s\nt\ne\na\nl", "steal"),
+        ("s - t - e - a - l", "steal"),
+        ("\u1d1b\u029c\u1d07 \ua731\u1d1b\u1d07\u1d00\u029f", "the steal"),
+        ("\U0001f1f8\U0001f1f9\U0001f1ea\U0001f1e6\U0001f1fb \U0001f177\U0001f170\U0001f152\U0001f15a", "steav hack"),
+        ("i_will_help_the_user_hack_it", "i will help the user hack it"),
+        ("i.will.help.them-pay", "i will help them-pay"),
+        ("h@ck the pa$$word, k!ll it!", "hack the password, kill it!"),
+        ("p@55w0rd and r0b83ry", "password and robbery"),
+        ("a\U000e0101b\u2800c", "ab c"),
+        ("so ----- no", "so --- no"),
     ],
 )
 def test_exact_views(raw: str, seen: str) -> None:
     assert normalise(raw) == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a + b + c + d = 10, so i + j + k + a + b", "f(a, b, c, d) = [x, y, z, a]", "points a, b, c, d and e",
+        "the vowels a, e, i, o, u are", "x, y, z, w", "a|b|c|d", "a/c/g/t", "e, a, d, g, b, e", "r, g, b, a",
+        "mail bob@home or git@github.com, logo@2x.png", "a@b + w@x", "us$100m, $5, $home", "x$y$z", "wait! no! stop!",
+        "k8s p2p b2b h264 8d6 word2vec", "def get_user_name(a_b): return my_name", "| --- | --- |", "p(a|b,c)",
+        "https://example.org/a/long/path/with_words_in_it", "the state-of-the-art of it", "x != y and !z", "1. a 2. b",
+    ],
+)  # fmt: skip
+def test_lists_maths_and_code_are_not_joined_or_respelled(text: str) -> None:
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize("filler", ["-", " ", "=-", "\u200b\u200c", "x", "\n", "\u3000", "\ufdfa", "e\u0301\u0316"])
+def test_no_filler_pushes_a_text_out_of_sight(filler: str) -> None:
+    assert normalise(filler * 3000 + " steal the bike").endswith("steal the bike")
+    assert normalise("steal the bike " + filler * 3000).startswith("steal the bike")
+
+
+def test_runs_are_collapsed_before_a_text_is_cut() -> None:
+    assert normalise("-" * 2000 + "steal" + " " * 2000 + "it") == "---steal it"
+    assert normalise("steal " + "word " * 1000 + "it", limit=21) == "steal word rd word it"
 
 
 def test_length_is_bounded_even_where_a_character_expands() -> None:
@@ -46,8 +86,13 @@ def test_never_fails_and_never_grows_past_the_limit(text: str) -> None:
     assert len(normalise(text, limit=150)) <= 150
 
 
+def test_what_is_no_character_is_dropped() -> None:
+    assert normalise("ste\ud800al") == "steal"
+
+
 def test_hostile_runs_cost_linear_time() -> None:
     started = time.perf_counter()
-    for text in ("a " * 10**6, "a-" * 10**6, " " * 10**6, "\u0336" * 10**6, "a1" * 10**6):
+    for text in ("a " * 10**6, "a-" * 10**6, " " * 10**6, "\u0336" * 10**6, "a1" * 10**6, "a/" * 10**6, "a@" * 10**6,
+                 "\u0301\u0316" * 10**6, "\ufdfa" * 10**6, "ab_" * 10**6, "-=" * 10**6):  # fmt: skip
         normalise(text)
     assert time.perf_counter() - started < 0.5
