@@ -16,7 +16,7 @@ from align.csr import KINDS, Ask, CsrRule, Curve, Kind, Verdicts, adaptive, at_e
 from align.csr_report import CsrReport, Point, ReasoningReport, Turn, summarise
 from align.generate import EngineSpec, Generator, Job, read_results
 from align.pipeline import Workbench
-from align.text import ReplyReader
+from align.text import ReplyReader, opened
 from classifiers.judge import Judge
 from classifiers.stats import Rate
 from guard.errors import UserError
@@ -58,7 +58,8 @@ class Reasoning:
         end = runtime.grammar.end
         ids = output[: output.index(end)] if end is not None and end in output else list(output)
         splitter = StepSplitter(runtime.table, runtime.policy.limits)
-        steps = [step for index, token in enumerate(ids) if (step := splitter.push(token, index))]
+        start = opened(ids, runtime.table, runtime.grammar)
+        steps = [step for i, token in enumerate(ids[start:], start) if (step := splitter.push(token, i))]
         last = splitter.flush()
         return cls(name, request, prompt, ids, [*steps, last] if last else steps)
 

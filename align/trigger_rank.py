@@ -145,9 +145,9 @@ class _Trial:
         found = []
         for case in cases:
             cue = first_cue(case.ids, case.request, self.bench.runtime)
-            if cue is None or cue.start == 0:
+            before = next((step for step in case.steps if cue is not None and step.end == cue.start), None)
+            if cue is None or before is None:
                 continue
-            before = next(step for step in case.steps if step.end == cue.start)
             found.append(_Spot(case, "in its place", case.ids[: cue.start], before.spaced))
             found.append(_Spot(case, "after it", case.ids[: cue.end], cue.spaced))
         after = [spot for spot in found if spot.where == "after it"]
