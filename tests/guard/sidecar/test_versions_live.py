@@ -183,7 +183,8 @@ def test_a_request_in_flight_is_carried_over_and_says_so(live: Live, tmp_path: P
     run = make_run(live.model, tmp_path / "run", LOOPS)
     looping = promote(live.registry, run, GateSettings(not_worse=()))
     live.until(lambda told: told.get("version") == looping.version)
-    body = {**HARMFUL, "stream": True, "max_tokens": 350}
+    # Long enough for the server to notice the rollback while it runs, on a loaded machine too.
+    body = {**HARMFUL, "stream": True, "max_tokens": 1500}
     events: list[dict[str, Any]] = []
     text, rolled_back = "", False
     with live.http.stream("POST", "/v1/chat/completions", json=body) as response:
