@@ -46,6 +46,9 @@ _WIDE = re.compile(r"(?<![^\W_])[^\W\d_]( {2,4})[^\W\d_](?:\1[^\W\d_])+(?![^\W_]
 # Lists, sums and columns of single letters look the same: these are joined only if they might be a word.
 _LISTED = re.compile(r"(?<![\w=^(\[{])[^\W\d_]( ?[/|,+~:;] ?|[\t\n]| [.\-_*] )[^\W\d_](?:\1[^\W\d_]){2,}(?![\w=^)\]}])")
 _NO_LETTERS = re.compile(r"[\W\d_]+")
+_GAPS = re.compile(" +")
+_SPREAD, _SINGLES = 8, 0.8
+"""Words of a text that is spread out, and share of single letters among them."""
 _JOINED = re.compile(r"(?<=[a-z])[_\-./|+~,](?=[a-z])")
 _WORDLIKE = -2.9
 """Mean log probability of a word's letter pairs, in nats, from which it may be one: 92 % of the authored traces' words
@@ -101,7 +104,7 @@ def _view(text: str, limit: int) -> str:
         text = _REPEATED.sub(r"\1\1\1", text)
     letters = f" {shape.replace('?', ' ')} "
     if letters.count(" a ") > 1 and any(map(letters.__contains__, _SINGLE_LETTERS)):
-        text = _LISTED.sub(_join_word, _WIDE.sub(_join, _SPACED.sub(_join, text)))
+        text = _LISTED.sub(_join_word, _WIDE.sub(_join, _SPACED.sub(_join, _spread(text))))
     if "a!" in shape and ("!a" in shape or "!0" in shape):
         text = _SIGNED_WORD.sub(_unsign, text)
     if "a0" in shape and "0a" in shape:
@@ -145,6 +148,17 @@ def _undisguise(text: str) -> str:
     text = text.casefold().translate(_KEPT)
     # After NFKC a mark that composes is part of its letter; what is left was stacked to break the word.
     return _STACKED_MARKS.sub("", text).translate(_TABLE)
+
+
+def _spread(text: str) -> str:
+    """A text of hardly anything but single letters: its wider gaps part words, the narrowest stand inside them."""
+    words = text.split()
+    gaps = sorted({len(gap) for gap in _GAPS.findall(text.strip())})
+    single = sum(len(word) == 1 for word in words)
+    # A text whose letters stand one blank apart keeps the view by whose hash `classifiers.corpus` splits requests.
+    if len(gaps) < 2 or gaps[0] < 2 or len(words) < _SPREAD or single < _SINGLES * len(words):
+        return text
+    return " ".join("".join(part.split()) for part in text.split(" " * gaps[1]))
 
 
 def _join(match: re.Match[str]) -> str:

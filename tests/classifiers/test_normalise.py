@@ -32,6 +32,8 @@ from classifiers.normalise import normalise
         ("mp3 in 12kg, 2nd of covid19, b12", "mp3 in 12kg, 2nd of covid19, b12"),
         ("", ""),
         ("h  a  c  k   t  h  e   site", "hack the site"),
+        ("i   w  i  l  l   h  a  c  k   i  t.", "i will hack it."),
+        ("t e l l  m e  h o w", "tell m e how"),
         ('"h a c k" it', '"hack" it'),
         ("h/a/c/k it, s|t|e|a|l", "hack it, steal"),
         ("h, a, c, k, s", "hacks"),
