@@ -276,7 +276,10 @@ def measure(detector: Detector, test: Sequence[EncodedTrace]) -> dict[str, Rate]
         found["calibration_error"] = calibration(scored)
     for name, kept in (
         ("unseen_family", [each for each in scored if each.trace.source in UNSEEN_SOURCES]),
-        ("unseen_language", [each for each in scored if each.trace.language in UNSEEN_LANGUAGES]),
+        (
+            "unseen_language",
+            [each for each in scored if each.trace.language in UNSEEN_LANGUAGES and each.trace.source != "own"],
+        ),
     ):
         found |= {f"{key}_{name}": rate for key, rate in figures(kept, detector.threshold).items()} if kept else {}
     return found
