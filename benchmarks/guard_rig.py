@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from classifiers.detector import Asked, Detector, RequestContext
-from classifiers.normalise import _view
+from classifiers.normalise import _VIEWS
 from guard.engine.adapter import engine_arguments
 from guard.engine.hardware import fast_dtype
 from guard.engine.session import EngineGuard
@@ -224,7 +224,7 @@ def with_detector(guard: EngineGuard, detector: Detector) -> EngineGuard:
 def forget(detector: Detector) -> None:
     """Empties the caches of texts: every repeat says the same, which live requests do not."""
     detector.encoder._cache.clear()
-    _view.cache_clear()
+    _VIEWS.clear()
 
 
 def build_fast_model(base: Path, target: Path) -> Path:

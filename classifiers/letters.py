@@ -11,7 +11,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,8 @@ _UNMARKED = str.maketrans(
     {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ħ": "h", "ŋ": "n", "ə": "e"}
 )
 """Letters that Unicode does not take apart."""
+_MOST_SUMS = 1 << 15
+"""Words that are remembered."""
 
 
 class Likelihood(NamedTuple):
@@ -44,7 +46,7 @@ def likelihood(words: Sequence[str], *, remember: bool = False) -> Likelihood:
 
     `remember`: words of a usual length, which come again and again.
     """
-    letters, rest = divmod(sum(map(_remembered if remember else _sum_of, words)) + _PAIR - 1, _LETTER)
+    letters, rest = divmod(sum(map(_SUMS.__getitem__ if remember else _sum_of, words)) + _PAIR - 1, _LETTER)
     pairs, rest = divmod(rest, _PAIR)
     return Likelihood(letters, pairs, (rest + 1 - _PAIR) / (1000 * pairs) if pairs else 0.0)
 
@@ -71,7 +73,17 @@ def _sum_of(word: str) -> int:
     return total
 
 
-_remembered = lru_cache(maxsize=1 << 15)(_sum_of)
+class _Sums(dict[str, int]):
+    """Of words that were seen. Emptied when it is full: keeping an order of use costs more than all the look-ups."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MOST_SUMS:
+            self.clear()
+        found = self[word] = _sum_of(word)
+        return found
+
+
+_SUMS = _Sums()
 
 
 def count_pairs(texts: Iterable[str]) -> list[list[float]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from functools import lru_cache
 
 from classifiers.letters import likelihood
 
@@ -74,6 +73,8 @@ _SHAPE = bytes(
 """What stands where in a text, by the first byte of each character: one look says that most texts hold no disguise."""
 _INNER = bytes(range(0x80, 0xC0))
 _SINGLE_LETTERS = tuple(f" a{' ' * gap}a " for gap in range(1, 5))
+_VIEWED = 1024
+"""Texts."""
 _REMEMBERED = 4096
 """Characters; a text may hold any."""
 _CONTROL = {"Cf", "Cc", "Co", "Cn", "Cs"}
@@ -88,12 +89,25 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     like ("h4ck" and "h@ck" are "hack", "mp3" and "12kg" stay), whitespace collapsed. Of a text that is still too long
     beginning and end are kept.
     """
-    return _view(text if len(text) <= limit else _shortened(text, limit), limit)
+    text = text if len(text) <= limit else _shortened(text, limit)
+    return _VIEWS[text] if limit == MAX_CHARS else _view(text, limit)
 
 
-@lru_cache(maxsize=1024)
+class _Views(dict[str, str]):
+    """Views of the last texts: the first tier, the encoder and the check for ciphers all read the same step. Emptied
+    when full, which costs less than an order of use."""
+
+    def __missing__(self, text: str) -> str:
+        if len(self) >= _VIEWED:
+            self.clear()
+        found = self[text] = _view(text, MAX_CHARS)
+        return found
+
+
+_VIEWS = _Views()
+
+
 def _view(text: str, limit: int) -> str:
-    # Cached: the first tier, the encoder and the check for ciphers all read the same step.
     if not text.isascii():
         text = _undisguise(text)
         text = text if len(text) <= limit else _shortened(text, limit)

@@ -28,12 +28,18 @@ class DeviceHistory:
         self._pin = states.device.type == "cuda"
         self._event = torch.cuda.Event() if self._pin else None  # type: ignore[no-untyped-call]
         self._newest = self.host(2, states.max_num_reqs)
+        self._sent = torch.zeros_like(self._newest, device=states.device)
+        self._lengths, self._tokens = self._sent[0], self._sent[1, :, None]
+        self._places = torch.zeros(states.max_num_reqs, 1, dtype=torch.int64, device=states.device)
+        self._last = self._places[:, 0]
 
     def send_newest(self) -> None:
         """Sends every slot's length (prompt and output, in tokens) and newest token: one copy for the whole batch."""
-        ids, lengths = self._states.all_token_ids.gpu, self._states.total_len.gpu
-        newest = ids.gather(1, (lengths.long() - 1).clamp(min=0)[:, None])[:, 0]
-        self._newest.copy_(torch.stack((lengths, newest)), non_blocking=True)
+        # Into memory and views that are there: each operation takes longer to launch than to run.
+        torch.clamp(self._states.total_len.gpu, min=1, out=self._lengths)
+        torch.sub(self._lengths, 1, out=self._last)
+        torch.gather(self._states.all_token_ids.gpu, 1, self._places, out=self._tokens)
+        self._newest.copy_(self._sent, non_blocking=True)
 
     def send_start(self, index: int) -> tuple[int, torch.Tensor]:
         """A new slot's prompt length, and its prompt and earlier output (after a preemption) on their way."""

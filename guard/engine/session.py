@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from classifiers.detector import Asked, Detector, RequestContext
@@ -225,7 +225,7 @@ class EngineGuard:
 
     def _decide(self, detector: Detector, requests: Sequence[GuardedRequest]) -> None:
         asked = [(item, _asked(item)) for item in requests]
-        scores = _scores(detector, [each for _, each in asked if each is not None])
+        scores = iter(_scores(detector, [each for _, each in asked if each is not None]))
         for item, each in asked:
             score: float | None = None
             if each is not None:
@@ -264,16 +264,19 @@ class EngineGuard:
             log.error("trace %s was not written: %s", guard_id, error)
 
 
-def _scores(detector: Detector, asked: list[Asked]) -> Iterator[float | str]:
+def _scores(detector: Detector, asked: list[Asked]) -> Sequence[float | str]:
     """A score for each, or what went wrong; where the batch fails, each step is tried by itself."""
     try:
-        yield from _batch(detector, asked)
+        return _batch(detector, asked)
     except Exception:  # noqa: BLE001 - nothing may reach the engine
-        for each in asked:
-            try:
-                yield from _batch(detector, [each])
-            except Exception as error:  # noqa: BLE001 - nothing may reach the engine
-                yield f"{type(error).__name__}: {error}"
+        return [_alone(detector, each) for each in asked]
+
+
+def _alone(detector: Detector, asked: Asked) -> float | str:
+    try:
+        return _batch(detector, [asked])[0]
+    except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+        return f"{type(error).__name__}: {error}"
 
 
 def _batch(detector: Detector, asked: list[Asked]) -> list[float]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENGINE = "vllm-v2"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Slot:
     guard_id: str
     args: params.RequestArgs
@@ -50,6 +50,8 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
         self._history = DeviceHistory(req_states)
         self._plans = self._history.host(req_states.max_num_reqs, AHEAD)
         self._slots: dict[int, _Slot] = {}
+        self._new: dict[int, _Slot] = {}
+        """Those whose prompt has not been sent for."""
         self._left: list[tuple[_Slot, torch.Tensor]] = []
         """Slots given away, with their last length and token on their way to the host."""
         self._anonymous = (f"anon-{os.getpid()}-{i}" for i in itertools.count())
@@ -65,12 +67,13 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
         """Takes a slot over; what its last occupant said last is still in the history."""
         with self._lock:
             old = self._slots.pop(req_idx, None)
+            self._new.pop(req_idx, None)
             if old is not None and old.row is not None:
                 self._left.append((old, self._history.send_last(req_idx, old.prompt + len(old.row.tokens))))
             args = params.RequestArgs.model_validate(sampling_params.extra_args or {})
             if self._guard.stands_aside(args):
                 return False
-            self._slots[req_idx] = _Slot(args.guard_id or next(self._anonymous), args)
+            self._slots[req_idx] = self._new[req_idx] = _Slot(args.guard_id or next(self._anonymous), args)
             return True
 
     def apply_staged_writes(self) -> None:
@@ -79,9 +82,9 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             if not (self._slots or self._left):
                 return
             self._history.send_newest()
-            for index, slot in self._slots.items():
-                if slot.row is None and slot.start is None:
-                    slot.prompt, slot.start = self._history.send_start(index)
+            for index, slot in self._new.items():
+                slot.prompt, slot.start = self._history.send_start(index)
+            self._new.clear()
             self._history.sent()
             self._rest.begin()
 
@@ -93,7 +96,7 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
                 return logits
             here = set(ctx.idx_mapping_np.tolist())
             self._collect(here)
-            self._close(slot for index, slot in self._slots.items() if index not in here)
+            self._close(self._slots[index] for index in self._slots.keys() - here)
             return self._force(logits, ctx)
 
     def _collect(self, here: set[int]) -> None:
@@ -110,13 +113,15 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             if slot.start is not None:
                 ids, slot.start = slot.start.tolist(), None
                 self._open(slot, ids[: slot.prompt], ids[slot.prompt :])
-            row, length = slot.row, lengths[index]
-            if row is not None and (have := slot.prompt + len(row.tokens)) < length:
-                if length == have + 1 and not slot.written:
-                    row.tokens.append(newest[index])
-                else:
-                    # Several at once come from accepted drafts, and have to be fetched.
-                    self._append(slot, self._history.between(index, have, length))
+            row = slot.row
+            if row is None:
+                continue
+            have, length = slot.prompt + len(row.tokens), lengths[index]
+            if length == have + 1 and not slot.written:
+                row.tokens.append(newest[index])
+            elif length > have:
+                # Several at once come from accepted drafts, and have to be fetched.
+                self._append(slot, self._history.between(index, have, length))
             if slot.written and index in here:
                 self._reopen(slot)
         rows.read(self._guard, [slot.row for slot in self._slots.values() if slot.row and not slot.written])
