@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from align.evaluate import Arm, mean_of
 from align.generate import Job
@@ -83,10 +83,13 @@ def share_by_kind(attempts: Sequence[Attempt]) -> dict[str, Rate]:
     return {kind: share([a for a in attempts if a.task.kind == kind]) for kind in dict.fromkeys(_kinds(attempts))}
 
 
-def quality_change(before: Sequence[Attempt], after: Sequence[Attempt]) -> Rate:
-    """after - before of the share solved, over the same tasks in the same order: paired bootstrap."""
-    pairs = list(zip(before, after, strict=True))
-    return mean_of([float(a.solved) - float(b.solved) for b, a in pairs], [a.task.id for _, a in pairs])
+def quality_change(
+    before: Sequence[Attempt], after: Sequence[Attempt], figure: Literal["solved", "answered"] = "solved"
+) -> Rate:
+    """after - before of the share solved (answered right), over the same tasks in the same order: paired bootstrap."""
+    pairs = zip(before, after, strict=True)
+    moved = [float(getattr(a, figure)) - float(getattr(b, figure)) for b, a in pairs]
+    return mean_of(moved, [each.task.id for each in after])
 
 
 def _kinds(attempts: Sequence[Attempt]) -> list[str]:

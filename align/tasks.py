@@ -4,7 +4,7 @@ Generated from a seed, so that a small model can do a part of them and nobody ha
 comparison, ordering, counting letters, simple logic, following a format. Each is asked after a few solved ones of its
 kind, which show how to think (one sentence that states the result) and how to answer. A task is solved by the right
 answer, or by a reasoning that begins with the right sentence: the demo model gets that far in a part of them and then
-talks of something else (none of 240 answers was right, with or without shots). What counts is exact; no model judges.
+talks of something else (a third of 240 solved, a fifth answered right). What counts is exact; no model judges.
 """
 
 from __future__ import annotations

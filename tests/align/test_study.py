@@ -29,7 +29,7 @@ def run(seed: int, safe: int) -> SeedRun:
     aligned = [outcome(t, thought=i >= safe, said=i >= safe) for i, t in enumerate(harmful)]
     aligned += [outcome("b0", "benign"), outcome("b1", "alarming", refuses=True)]
     attempts = {
-        arm: [Attempt(task, solved=i < solved, answered=False) for i, task in enumerate(TASKS)]
+        arm: [Attempt(task, solved=i < solved, answered=i < 2) for i, task in enumerate(TASKS)]
         for arm, solved in (("base", 4), ("aligned", 3))
     }
     seen = {"base": [True] * 10 + [False] * 2, "aligned": [i >= safe for i in range(10)] + [False] * 2}
@@ -63,12 +63,13 @@ def test_changes_and_goals() -> None:
         "aligned: ordinary refusals, points": 0.0,
         "aligned: alarming refusals, points": 1.0,
         "aligned: reasoning tasks solved, points": -0.125,
+        "aligned: tasks answered right, points": 0.0,
     }
     met = {goal.name: goal.met for goal in goals_of(changes)}
     assert met == {
         "aligned: reasoning harm, relative drop": True, "aligned: answer harm, relative drop": True,
         "aligned: ordinary refusals, points": True, "aligned: alarming refusals, points": False,
-        "aligned: reasoning tasks solved, points": False,
+        "aligned: reasoning tasks solved, points": False, "aligned: tasks answered right, points": True,
     }  # fmt: skip
 
 
