@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise ConstructorError(None, None, f"the key `{key.value}` stands twice", key.start_mark)
+                raise ConstructorError(None, None, "a key stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -109,4 +109,4 @@ async def _check(urls: Sequence[str], key: str, model: ServedModel) -> Offer:
             raise UserError(
                 f"Upstream {url} serves another model than {first[0]}", got=offer.model, wanted=first[1].model
             )
-    return Offer(first[1].model, frozenset().union(*(offer.names for offer in offers.values())))
+    return Offer(first[1].model, frozenset(name for offer in offers.values() for name in offer.names))

@@ -37,6 +37,10 @@ class Unguarded:
     """Cut the connection after so many tokens."""
     ends_after: int | None = None
     """End the stream there, without a finish."""
+    says: bytes | None = None
+    """Instead of a stream's events."""
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    """Models that it lists behind its own."""
     hold: threading.Event | None = None
     """The third token waits for it."""
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +66,7 @@ class Unguarded:
         self.keys.add(request.headers.get("authorization"))
         if self.refuses_key:
             return JSONResponse({"error": "Unauthorized"}, 401)
-        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "root": "/m"}, *self.cards]})
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
@@ -82,7 +86,10 @@ class Unguarded:
         self.asked.append(body)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
-    async def _events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[str | bytes]:
+        if self.says is not None:
+            yield self.says
+            return
         token, most = body["prompt"][-1], body["max_tokens"]
         for count in range(1, most + 1):
             if self.break_after is not None and count > self.break_after:
