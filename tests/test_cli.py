@@ -287,3 +287,11 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def test_doctor_names_a_server_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    for answer in ([1], {"ok": True}):
+        front = Starlette(routes=[Route("/ready", lambda _, answer=answer: JSONResponse(answer))])
+        with running(front) as url, pytest.raises(typer.Exit):
+            doctor(url=url)
+        assert "gives no /ready of ours" in " ".join(capsys.readouterr().out.split())

@@ -16,9 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from guard.errors import UserError
 from guard.sidecar import server
 from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
+from guard.sidecar.serve import bound
 from guard.sidecar.server import Server, open_many_files
 
 HEAD = 0.3
@@ -96,3 +98,9 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_host_that_is_none_of_this_machines_is_named() -> None:
+    for host in ("300.1.1.1", "192.0.2.1", "[::1]"):
+        with pytest.raises(UserError, match=r"Cannot listen on .*Give another --host"), bound(host, 0):
+            pass
