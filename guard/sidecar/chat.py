@@ -94,7 +94,7 @@ def _exchange(sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> Exchange 
 
 def _check_model(sidecar: Sidecar, asked: str | None) -> None:
     """Refused for a model that shares only the address with the one that was proven: another tokenizer, other marks."""
-    if sidecar.models is not None and asked is not None and asked not in sidecar.models:
+    if sidecar.models is not None and asked and asked not in sidecar.models:
         raise Refused(
             f"The model `{asked[:64]}` is not served here: only {', '.join(sorted(sidecar.models))}.",
             param="model", code="model_not_found", status=404,

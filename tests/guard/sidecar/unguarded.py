@@ -70,7 +70,7 @@ class Unguarded:
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
-        if body.get("model", self.model) != self.model:
+        if (body.get("model") or self.model) != self.model:
             return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         text = body.get("prompt")
         if text is None:
@@ -81,7 +81,7 @@ class Unguarded:
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
-        if body.get("model", self.model) != self.model:
+        if (body.get("model") or self.model) != self.model:
             return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         self.asked.append(body)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
