@@ -193,9 +193,11 @@ def _server(url: str) -> str:
         answer = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UserError(f"{url} gives no /ready", got=f"{type(error).__name__}: {error}") from error
+    if not isinstance(answer, dict) or not {"reason", "policy_hash"} & answer.keys():
+        raise UserError(f"{url} gives no /ready of ours", got=str(answer), wanted="the URL of a `serve`")
     if response.status_code != 200:
-        raise UserError(f"{url} is not ready", got=str(answer.get("reason", answer)))
-    return f"ready: a trigger was forced; policy {answer['policy_hash']}, detector {answer['detector']}"
+        raise UserError(f"{url} is not ready", got=str(answer.get("reason")))
+    return f"ready: a trigger was forced; policy {answer.get('policy_hash')}, detector {answer.get('detector')}"
 
 
 def _inject(model: str, policy: Path | None, detector: Path | None, args: Sequence[str]) -> str:

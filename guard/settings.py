@@ -8,24 +8,48 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 
 from guard.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the last of two would win without a word, `fail_mode: open` too."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base has it."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ConstructorError(None, None, "a key stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file; an empty file is an empty one. `what` begins the sentence of a UserError."""
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The loader is a safe one.
+        raw: Any = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read", got=error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {path} is not YAML", got=str(error).split("\n")[0]) from error
+    # A date that is none is a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{what} {path} is not YAML", got=_said(error)) from error
+    except RecursionError as error:
+        raise UserError(f"{what} {path} is nested too deeply", wanted="a mapping of settings") from error
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{what} {path}", got=type(raw).__name__, wanted="a mapping of settings")
     return raw
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None or error.problem_mark is None:
+        return str(error).split("\n")[0]
+    return f"{error.problem} (line {error.problem_mark.line + 1})"
 
 
 def validated(model: type[Model], raw: Mapping[str, Any], where: str, *, quotes: bool = True) -> Model:

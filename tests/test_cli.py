@@ -14,13 +14,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from guard.cli import harmless
+from guard.doctor import doctor
 from guard.engine.launch import free_port
 from guard.policy import Policy
 from guard.store.reading import find
 from guard.store.store import Store
 from guard.traces import Intervention, Receipt, Spool, StepRecord, Trace, read_traces
+from tests.guard.sidecar.serving import running
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 300
@@ -287,3 +293,10 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def test_doctor_names_a_server_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    front = Starlette(routes=[Route("/ready", lambda _: JSONResponse([1]))])
+    with running(front) as url, pytest.raises(typer.Exit):
+        doctor(url=url)
+    assert "gives no /ready of ours" in " ".join(capsys.readouterr().out.split())

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
@@ -24,6 +24,7 @@ from guard.sidecar.limits import Limited
 from guard.sidecar.metrics import CONTENT_TYPE
 from guard.sidecar.observe import Observed
 from guard.sidecar.openapi import PATH, openapi
+from guard.sidecar.upstream import checked
 
 _POLL = 0.5
 _GUARDED = "only POST /v1/chat/completions, /v1/responses and (where it is on) /v1/completions"
@@ -66,26 +67,37 @@ def create_app(
             Route("/metrics", metrics),
             Route(PATH, openapi),
             Route(RELOAD, reload, methods=["POST"]),
-            *([] if pages is None else [Mount("/guard", app=pages)]),
+            *([] if pages is None else [Route("/guard", to_pages), Mount("/guard", app=pages)]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _crash},
         middleware=[Middleware(Observed), Middleware(KeyGate, sidecar=sidecar), Middleware(Limited, sidecar=sidecar)],
         lifespan=lifespan,
     )
+    # It would send a body on to `http://` and the name that the client gave, past the TLS in front.
+    app.router.redirect_slashes = False
     app.state.sidecar = sidecar
     return app
 
 
 async def models(request: Request) -> Response:
-    """The engine's models, as the engine lists them; with the version in service where versions are followed."""
+    """The engine's models as it lists them, without its files; with the version in service where one is followed."""
     sidecar = _sidecar(request)
-    response = await sidecar.take(request).client.models()
-    if sidecar.versions is None or response.status_code != 200:
-        return Response(response.content, response.status_code, media_type="application/json")
-    listed = response.json()
-    for card in listed["data"]:
-        card["version"] = sidecar.versions.serving.version
+    response = await checked(await sidecar.take(request).client.models())
+    try:
+        listed = response.json()
+        for card in listed["data"]:
+            # A path on the server's disk.
+            card.pop("root", None)
+            if sidecar.versions is not None:
+                card["version"] = sidecar.versions.serving.version
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ApiError(502, "engine_error", "The engine lists no models.") from error
     return JSONResponse(listed)
+
+
+async def to_pages(request: Request) -> Response:
+    """The pages' address as people type it."""
+    return RedirectResponse("/guard/")
 
 
 async def health(request: Request) -> Response:

@@ -83,12 +83,22 @@ async def _guarded(request: Request, admit: Callable[[bytes], Admitted]) -> Resp
 def _exchange(sidecar: Sidecar, admitted: Admitted, tenant: Tenant) -> Exchange | HeldExchange:
     if tenant.policy.mode == "inject" and sidecar.upstreams is None:
         return Exchange(sidecar, admitted, tenant)
+    _check_model(sidecar, admitted.body.get("model"))
     reason = cannot_hold(admitted.body)
     if reason is None:
         return HeldExchange(sidecar, admitted, tenant)
     if sidecar.upstreams is not None:
         raise Refused(f"{reason}, and the engine has no guard of its own that could inject instead.")
     return Exchange(sidecar, admitted, tenant, fallback=reason)
+
+
+def _check_model(sidecar: Sidecar, asked: str | None) -> None:
+    """Refused for a model that shares only the address with the one that was proven: another tokenizer, other marks."""
+    if sidecar.models is not None and asked and asked not in sidecar.models:
+        raise Refused(
+            f"The model `{asked[:64]}` is not served here: only {', '.join(sorted(sidecar.models))}.",
+            param="model", code="model_not_found", status=404,
+        )  # fmt: skip
 
 
 async def _answer(exchange: Exchange | HeldExchange, *, stream: bool) -> Response:
@@ -206,6 +216,8 @@ class GuardedStream(StreamingResponse):
                         yield part
         except LOST as error:
             failure = unreachable(error)
+        except ApiError as error:
+            failure = error
         proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=finished)
         self._counted = True
         for part in wording.last(self._last_event(proof, None if finished else failure)):
@@ -241,7 +253,7 @@ class GuardedStream(StreamingResponse):
 
 async def _to_its_end(events: AsyncIterator[bytes]) -> None:
     """Only a connection whose response was read to its end can be used again."""
-    with contextlib.suppress(TimeoutError, *LOST):
+    with contextlib.suppress(TimeoutError, ApiError, *LOST):
         async with asyncio.timeout(_ENDING):
             async for _ in events:
                 pass

@@ -52,6 +52,8 @@ class Sidecar:
     served_name: str = "default"
     upstreams: Upstreams | None = None
     """Engines that ran already and have no guard of ours; None: `upstream` is the one engine, and has."""
+    models: frozenset[str] | None = None
+    """The names that may be asked for; None: the engine knows its own."""
     detector: str | None = None
     """See `Tenant.detector`."""
     keys: Mapping[str, Tenant] | None = None
@@ -160,7 +162,8 @@ class Sidecar:
         if not self.alive():
             raise ApiError(503, "engine_unavailable", "The engine has stopped.")
         if tenant.closed and not self.probe.proven:
-            raise ApiError(503, "not_ready", f"The guard has not been proven to work: {self.probe.reason}.")
+            reason = (self.probe.reason or "").rstrip(".")
+            raise ApiError(503, "not_ready", f"The guard has not been proven to work: {reason}.")
         if self.exchanging is not None:
             raise ApiError(503, "not_ready", f"No request is taken: {self.exchanging}")
 
@@ -198,6 +201,7 @@ def build_sidecar(
         secret=secret,
         served_name=served_name,
         keep_special=keep_special,
+        models=None if upstreams is None else frozenset({served_name}),
         base=Served(BASE, runtime.model, weights),
     )
     if registry is not None:

@@ -72,6 +72,7 @@ def prepare_remote(settings: ServeSettings) -> Prepared:
         weights="",
         upstreams=Upstreams(clients, rules.default, prove_substitution),
     )
+    sidecar.models = offer.names
     sidecar.adopt(rules)
     sidecar.reloader = Reloader(sidecar, reader, token)
     feeder = Feeder(traces, settings.store or beside(traces), sidecar.metrics)
@@ -97,7 +98,7 @@ async def _check(urls: Sequence[str], key: str, model: ServedModel) -> Offer:
         try:
             offers[url] = await check_remote(client, url, model.tokenizer)
         except ApiError as error:
-            silent.append(f"{url}: {error.message}")
+            silent.append(f"{url}: {error.message.rstrip('.')}")
         finally:
             await client.close()
     if not offers:
@@ -108,4 +109,4 @@ async def _check(urls: Sequence[str], key: str, model: ServedModel) -> Offer:
             raise UserError(
                 f"Upstream {url} serves another model than {first[0]}", got=offer.model, wanted=first[1].model
             )
-    return first[1]
+    return Offer(first[1].model, frozenset(name for offer in offers.values() for name in offer.names))

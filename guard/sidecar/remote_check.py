@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+from pydantic import BaseModel
 
 from guard.errors import UserError
 from guard.sidecar.errors import ApiError
@@ -23,8 +26,8 @@ _SCRIPTS = "Ünïcode, 漢字, кириллица, 🙂 and 3.14159\n\tdef f(x):
 
 def base_url(given: str) -> str:
     """An engine's URL without `/v1`; UserError when it is none, or holds a password."""
-    parts = urlsplit(given)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    parts = _split(given)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError("--upstream is no URL of an engine", got=given, wanted="something like http://10.0.0.7:8000")
     if parts.username is not None or parts.password is not None:
         raise UserError(
@@ -34,22 +37,48 @@ def base_url(given: str) -> str:
     return given.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def _split(given: str) -> SplitResult | None:
+    """A URL's parts; None where its host or port is none."""
+    try:
+        parts = urlsplit(given)
+        # Both look at more than the other: the port's range, the host's characters.
+        fits = parts.port != 0 and bool(httpx.URL(given).host) and not any(map(str.isspace, given))
+    except (ValueError, httpx.InvalidURL):
+        return None
+    return parts if fits else None
+
+
+class _Card(BaseModel):
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
+class _Listed(BaseModel):
+    data: list[_Card]
+
+
 @dataclass(frozen=True)
 class Offer:
-    """What an engine serves: the name of its first model."""
+    """What an engine serves: the name of its first model, and all names that lead to it or to an adapter on it.
+
+    An address may stand before other models as well; their tokenizers were not compared, and no probe has shown
+    anything of them.
+    """
 
     model: str
+    names: frozenset[str]
 
 
 async def check_remote(client: Upstream, url: str, tokenizer: Tokenizer) -> Offer:
     """UserError when the engine answers and cannot be guarded by substitution; ApiError when it does not answer."""
-    model = await _model(client, url)
+    offer = await _offer(client, url)
     try:
         prompt, _ = await client.render({"messages": [_MESSAGE]})
     except ApiError as error:
         raise _lacking(url, error, "renders no chat as token ids: POST /tokenize", "vLLM's own /tokenize") from error
     await _same_tokenizer(client, url, tokenizer)
-    body = {"model": model, "prompt": prompt, "max_tokens": 2, "temperature": 0}
+    body = {"model": offer.model, "prompt": prompt, "max_tokens": 2, "temperature": 0}
     try:
         ids = [token async for piece in client.continue_ids(body) for token in piece.ids]
     except ApiError as error:
@@ -57,19 +86,22 @@ async def check_remote(client: Upstream, url: str, tokenizer: Tokenizer) -> Offe
         raise _lacking(url, error, what, "vLLM 0.11 or newer") from error
     if not ids:
         raise UserError(f"Upstream {url} streams no token ids", wanted="`return_token_ids`, as in vLLM 0.11 or newer")
-    return Offer(model)
+    return offer
 
 
-async def _model(client: Upstream, url: str) -> str:
+async def _offer(client: Upstream, url: str) -> Offer:
     response = await client.models()
     if response.status_code in (401, 403):
         raise UserError(
             f"Upstream {url} refuses the key", got=f"HTTP {response.status_code}", fix=f"Put it into {KEY_VARIABLE}"
         )
     try:
-        return str(response.json()["data"][0]["id"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        first, *others = _Listed.model_validate_json(response.content).data
+    # No card at all is a ValueError as well.
+    except ValueError as error:
         raise UserError(f"Upstream {url} lists no model", got=f"HTTP {response.status_code} at /v1/models") from error
+    same = {c.id for c in others if c.parent == first.id or (c.root is not None and c.root == first.root)}
+    return Offer(first.id, frozenset({first.id, *same}))
 
 
 async def _same_tokenizer(client: Upstream, url: str, tokenizer: Tokenizer) -> None:

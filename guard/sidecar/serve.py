@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import secrets
@@ -263,7 +264,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             listener.listen(128)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"Cannot listen on {host}:{port}", got=reason, fix="Give another --port") from error
+            # A name that nobody knows, or an address of another machine.
+            odd = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+            fix = "Give another --host" if odd else "Give another --port"
+            raise UserError(f"Cannot listen on {host}:{port}", got=reason, fix=fix) from error
         yield listener
 
 

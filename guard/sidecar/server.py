@@ -17,18 +17,43 @@ from guard.sidecar.limits import Limits
 HEAD_SECONDS = 30.0
 """That a connection gets for the next request's head."""
 _SHUTDOWN_SECONDS = 5
+MOST_AROUND = 512 * 1024
+"""Bytes of one request that are not its body: head, chunk sizes, trailer. More than one read brings (256 KiB)."""
+_FRAMED = 8
+"""Bytes that bring one of a body in chunks, at most: `1 CR LF`, the byte itself, CR LF."""
 
 
 class Timely(HttpToolsProtocol):
     """HTTP as uvicorn speaks it, but a connection that asks nothing is closed: uvicorn would keep it, and each costs an
-    open file, of which a process has only so many."""
+    open file, of which a process has only so many. So is one whose head or trailer does not end: the parser keeps all
+    of it in memory."""
 
     _due: asyncio.TimerHandle | None = None
+    _came = _body = 0
+    """Bytes since a request began, and those of its body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """From here on a request's head is waited for."""
         super().connection_made(transport)
         self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes for the parser."""
+        if self._came > MOST_AROUND + _FRAMED * self._body:
+            self.transport.close()
+            return
+        super().data_received(data)
+        self._came += len(data)
+
+    def on_message_begin(self) -> None:
+        """The parser has found another request."""
+        super().on_message_begin()
+        self._came = self._body = 0
+
+    def on_body(self, body: bytes) -> None:
+        """The parser has found some of a body."""
+        super().on_body(body)
+        self._body += len(body)
 
     def on_response_complete(self) -> None:
         """And for the next one's from here."""

@@ -71,16 +71,19 @@ class Substitution:
 
     async def _take(self, piece: Piece) -> bool:
         """Reads one piece; True when a cue was taken back, and what follows it counts no more."""
-        for token in piece.ids:
+        # An engine that runs on past what it was asked for would fill the memory.
+        room = self._limit - len(self.output)
+        finish = piece.finish if len(piece.ids) <= room else "length"
+        for token in piece.ids[:room]:
             self.output.append(token)
             self.monitor.observe(token)
             if await self._decide():
                 return True
-        if piece.finish is not None:
+        if finish is not None:
             self.monitor.end_step()
             if await self._decide():
                 return True
-            self.finish = piece.finish
+            self.finish = finish
         return False
 
     async def _decide(self) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import aiohttp
 import anyio
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guard.sidecar.errors import ApiError
 from guard.sidecar.reload import PATH as WEIGHTS
@@ -21,8 +21,33 @@ _CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 2.0
 """That a connection waits for its next request. vLLM closes one after 5 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`); a request
 that meets its closing is lost, and a POST must not be sent twice."""
-LOST = (httpx.TransportError, aiohttp.ClientError)
+LOST = (httpx.TransportError, httpx.DecodingError, aiohttp.ClientError)
 """Of a connection that cannot be made, breaks, or brings no HTTP; the transport leaves some of aiohttp's errors."""
+LONGEST_EVENT = 8 * 1024 * 1024
+"""Bytes of a server-sent event that is waited for: an engine that never ends one must not fill the memory."""
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Read(BaseModel):
+    """What an engine said, strictly: ids that are no numbers would fail later, and a negative one is another token."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Choice(_Read):
+    index: Literal[0] = 0
+    text: str | None = None
+    token_ids: list[TokenId] | None = None
+    finish_reason: str | None = None
+
+
+class _Event(_Read):
+    choices: list[_Choice] = []
+
+
+class _Tokenized(_Read):
+    tokens: list[TokenId]
+    max_model_len: Annotated[int, Field(ge=1)]
 
 
 class Upstream:
@@ -69,11 +94,11 @@ class Upstream:
             response = await self._client.post(TOKENIZE, json=body, timeout=30)
         except LOST as error:
             raise unreachable(error) from error
-        answer = (await checked(response)).json()
         try:
-            return list(answer["tokens"]), int(answer["max_model_len"])
-        except (KeyError, TypeError, ValueError) as error:
+            answer = _Tokenized.model_validate_json((await checked(response)).content)
+        except ValidationError as error:
             raise ApiError(502, "engine_error", "The engine tokenizes in a shape of its own.") from error
+        return answer.tokens, answer.max_model_len
 
     async def continue_ids(self, body: dict[str, Any]) -> AsyncGenerator[Piece]:
         """Streams what follows the token ids in `body["prompt"]`; closing it ends the engine's request."""
@@ -83,11 +108,10 @@ class Upstream:
             async for data in sse_events(response.aiter_raw()):
                 if data == b"[DONE]":
                     return
-                event = json.loads(data)
-                for choice in event.get("choices", ()):
-                    if choice.get("text") and choice.get("token_ids") is None:
+                for choice in _event(data).choices:
+                    if choice.text and choice.token_ids is None:
                         raise ApiError(502, "engine_error", "The engine gave text without its token ids.")
-                    yield Piece(choice.get("token_ids") or [], choice.get("finish_reason"))
+                    yield Piece(choice.token_ids or [], choice.finish_reason)
         except LOST as error:
             raise unreachable(error) from error
         finally:
@@ -156,14 +180,30 @@ async def checked(response: httpx.Response) -> httpx.Response:
 
 
 async def sse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event as it comes in.
+    """The data of each server-sent event as it comes in; ApiError 503 for one that does not end.
 
     Events are cut at line feeds only: `httpx`'s own line reader also cuts at U+2028 and others inside the JSON.
     """
-    buffer = b""
+    begun = bytearray()
     async for chunk in chunks:
-        buffer += chunk
-        *lines, buffer = buffer.split(b"\n")
+        *lines, rest = chunk.split(b"\n")
         for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
+            whole = bytes(begun) + line
+            begun.clear()
+            if whole.startswith(b"data:"):
+                yield whole[5:].strip()
+        begun += rest
+        if len(begun) > LONGEST_EVENT:
+            raise garbled()
+
+
+def garbled() -> ApiError:
+    """What a client is told of an engine that says what no engine says; like one that breaks off, it is lost."""
+    return ApiError(503, "engine_unavailable", "The engine says what cannot be read.")
+
+
+def _event(data: bytes) -> _Event:
+    try:
+        return _Event.model_validate_json(data)
+    except ValidationError as error:
+        raise garbled() from error

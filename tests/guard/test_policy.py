@@ -63,6 +63,10 @@ def test_a_malformed_key_is_named(tmp_path: Path, key: str, value: str) -> None:
         ("5\n", "got int"),
         ("1: 2\n", "key `"),
         ("a: \x00\n", "is not YAML"),
+        ("name: 2020-13-45\n", "is not YAML; got month must be"),
+        ("name: x\nfail_mode: closed\nfail_mode: open\n", r"got a key stands twice \(line 3\)"),
+        ("name: [a: b, c: d]\nladder: {a: 1, a: 2}\n", r"twice \(line 2\)"),
+        ("a: " + "[" * 2000, "is nested too deeply"),
     ],
 )
 def test_what_is_no_mapping_of_settings_is_refused(tmp_path: Path, text: str, part: str) -> None:

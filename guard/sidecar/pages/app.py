@@ -85,6 +85,8 @@ def create_pages(site: Site, reviewers: Reviewers, logins: Logins | None = None)
         middleware=[Middleware(Sessions, path=ROOT)],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
+    # As in the sidecar: it would lead a browser to `http://`.
+    app.router.redirect_slashes = False
     return _Headers(app)
 
 

@@ -94,7 +94,7 @@ class Reviewers:
                 _NAME.fullmatch(name) and _HASH.fullmatch(kept) and base64.b64decode(kept.split("$")[2], validate=True)
                 for name, kept in known.items()
             )
-        except (ValueError, TypeError, binascii.Error):
+        except (ValueError, TypeError, RecursionError, binascii.Error):
             whole = False
         if not whole:
             raise UserError(f"Reviewers' file {self.path} is damaged", wanted='{"NAME": "scrypt$SALT$HASH", ...}')

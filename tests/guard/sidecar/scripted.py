@@ -78,7 +78,7 @@ class ScriptedEngine:
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._chat, methods=["POST"]),
-                Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [{"id": "scripted"}]})),
+                Route("/v1/models", lambda _: JSONResponse({"data": [{"id": "scripted", "root": "/m"}]})),
                 Route("/health", lambda _: Response()),
             ]
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,3 +73,25 @@ def test_a_token_of_one_character_is_refused() -> None:
     made = _tokenizer([AddedToken("\u241e", special=True)])
     with pytest.raises(Refused, match="special token of the model that cannot be neutralised"):
         Neutraliser(made).clean("a \u241e b")
+
+
+def test_a_long_text_holds_up_no_other_thread(neutraliser: Neutraliser) -> None:
+    """Every stream of the sidecar would stand still meanwhile."""
+    text, ended, longest = "hello there " * 80_000, threading.Event(), 0.0
+
+    def watch() -> None:
+        nonlocal longest
+        last = time.perf_counter()
+        while not ended.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.perf_counter()
+    assert neutraliser.clean(text) == text
+    took = time.perf_counter() - began
+    ended.set()
+    watching.join()
+    assert longest < took / 2

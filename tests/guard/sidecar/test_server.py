@@ -1,4 +1,4 @@
-"""The HTTP server: connections that ask nothing are closed, those that are answered are not; open files."""
+"""The HTTP server: connections that ask nothing, or without end, are closed, those that are answered are not; files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from guard.errors import UserError
 from guard.sidecar import server
 from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
+from guard.sidecar.serve import bound
 from guard.sidecar.server import Server, open_many_files
 
 HEAD = 0.3
@@ -51,6 +53,33 @@ def test_a_connection_that_asks_nothing_is_closed(port: int, said: bytes) -> Non
         assert HEAD / 2 < time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("endless", [
+    b"GET / HTTP/1.1\r\nx: ", b"GET /", b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+])  # fmt: skip
+def test_what_stands_around_a_body_is_not_kept_for_ever(
+    port: int, monkeypatch: pytest.MonkeyPatch, endless: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 60.0)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(endless)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            _pour(connection, 2 * server.MOST_AROUND)
+
+
+def _pour(connection: socket.socket, size: int) -> None:
+    for _ in range(size // 4096):
+        connection.sendall(b"x" * 4096)
+        # What the other side has closed meanwhile is known at the next one.
+        time.sleep(0.001)
+
+
+def test_a_long_body_in_small_chunks_is_taken(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n")
+        connection.sendall(b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n")
+        assert connection.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+
+
 def test_one_that_is_answered_late_is_not_closed_and_can_ask_again(port: int) -> None:
     with httpx.Client(trust_env=False) as http:
         ports = set()
@@ -69,3 +98,9 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_host_that_is_none_of_this_machines_is_named() -> None:
+    for host in ("300.1.1.1", "192.0.2.1", "[::1]"):
+        with pytest.raises(UserError, match=r"Cannot listen on .*Give another --host"), bound(host, 0):
+            pass

@@ -68,6 +68,21 @@ def run(model: Model, policy: Policy = SUBSTITUTE, limit: int = 200) -> tuple[Su
     return found, asyncio.run(all_of())
 
 
+def test_an_engine_that_runs_on_is_cut_at_what_was_asked_for() -> None:
+    class Endless(Model):
+        async def go_on(self, ids: list[int], most: int) -> AsyncGenerator[Piece]:
+            try:
+                for _ in range(100):
+                    yield Piece(CALM)
+            finally:
+                self.closed += 1
+
+    model = Endless(lambda _: [])
+    found, runs = run(model, limit=2 * len(CALM) + 1)
+    assert [token for ids in runs for token in ids] == found.output == [*CALM, *CALM, CALM[0]]
+    assert (found.finish, model.closed) == ("length", 1)
+
+
 def said(output: list[int]) -> bool:
     """Whether a trigger was said last."""
     return any(list(t.spaced) == output[-len(t.spaced) :] for t in TRIGGERS.values())

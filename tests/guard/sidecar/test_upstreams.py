@@ -16,7 +16,7 @@ from guard.errors import UserError
 from guard.policy import Policy
 from guard.runtime import GuardRuntime
 from guard.sidecar.remote import prepare_remote, substituting
-from guard.sidecar.remote_check import base_url, check_remote
+from guard.sidecar.remote_check import Offer, base_url, check_remote
 from guard.sidecar.remote_probe import prove_substitution
 from guard.sidecar.serve import ServeSettings
 from guard.sidecar.tenants import Tenant
@@ -236,7 +236,7 @@ def test_no_tokenize_and_no_answer_are_named(tiny_model: Path, tokenizer: Tokeni
     other = ScriptedEngine(tmp_path, lambda _: [])
     with running(other.app()) as url, pytest.raises(UserError, match="renders no chat as token ids"):
         prepare_remote(ServeSettings(str(tiny_model), tmp_path, upstreams=(url,)))
-    with pytest.raises(UserError, match=r"No --upstream answers; got http://127.0.0.1:9: The eng"):
+    with pytest.raises(UserError, match=r"No --upstream answers; got http://127.0.0.1:9: The eng.*\)\. Start"):
         prepare_remote(ServeSettings(str(tiny_model), tmp_path, upstreams=("http://127.0.0.1:9",)))
     with (
         running(Unguarded(tokenizer).app()) as one,
@@ -268,7 +268,10 @@ def test_settings_that_do_not_go_with_upstreams_are_refused(tmp_path: Path) -> N
     assert substituting(Policy(threshold=0.5)) == Policy(threshold=0.5, mode="substitute")
 
 
-@pytest.mark.parametrize("url", ["10.0.0.7:8000", "ftp://a", "http://", "http://a?b=c"])
+@pytest.mark.parametrize("url", [
+    "10.0.0.7:8000", "ftp://a", "http://", "http://a?b=c", "http://[::1", "http://a:b", "http://a:99999", "http://a b",
+    "http://\u2100.com",
+])  # fmt: skip
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="--upstream is no URL of an engine"):
         base_url(url)
@@ -282,14 +285,15 @@ def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
 
 
 def test_the_check_names_the_model(tokenizer: Tokenizer) -> None:
-    async def offered(url: str) -> str:
+    async def offered(url: str) -> Offer:
         client = Upstream(url, "")
         try:
-            return (await check_remote(client, url, tokenizer)).model
+            return await check_remote(client, url, tokenizer)
         finally:
             await client.close()
 
     engine = Unguarded(tokenizer)
+    engine.cards = [{"id": "alias", "root": "/m"}, {"id": "adapter", "parent": "tiny"}, {"id": "other", "root": "/o"}]
     with running(engine.app()) as url:
-        assert asyncio.run(offered(url)) == "tiny"
+        assert asyncio.run(offered(url)) == Offer("tiny", frozenset({"tiny", "alias", "adapter"}))
     assert engine.keys == {None}

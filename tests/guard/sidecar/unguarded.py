@@ -37,6 +37,10 @@ class Unguarded:
     """Cut the connection after so many tokens."""
     ends_after: int | None = None
     """End the stream there, without a finish."""
+    says: bytes | None = None
+    """Instead of a stream's events."""
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    """Models that it lists behind its own."""
     hold: threading.Event | None = None
     """The third token waits for it."""
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -62,11 +66,11 @@ class Unguarded:
         self.keys.add(request.headers.get("authorization"))
         if self.refuses_key:
             return JSONResponse({"error": "Unauthorized"}, 401)
-        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "root": "/m"}, *self.cards]})
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
-        if body.get("model", self.model) != self.model:
+        if (body.get("model") or self.model) != self.model:
             return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         text = body.get("prompt")
         if text is None:
@@ -77,12 +81,15 @@ class Unguarded:
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
-        if body.get("model", self.model) != self.model:
+        if (body.get("model") or self.model) != self.model:
             return JSONResponse({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         self.asked.append(body)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
-    async def _events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[str | bytes]:
+        if self.says is not None:
+            yield self.says
+            return
         token, most = body["prompt"][-1], body["max_tokens"]
         for count in range(1, most + 1):
             if self.break_after is not None and count > self.break_after:

@@ -151,6 +151,14 @@ def test_without_reviewers_there_are_no_pages(nobody: Pages) -> None:
             assert httpx.get(address + path, trust_env=False).status_code == 404
 
 
+def test_a_slash_too_few_leads_on_without_a_name_and_one_too_many_nowhere(pages: Pages) -> None:
+    """Behind TLS a `Location` with a name in it would begin with http://."""
+    answer = pages.http.get("/guard", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/guard/")
+    for method, path in (("POST", "/v1/chat/completions/"), ("GET", "/guard/traces/")):
+        assert pages.http.request(method, path, follow_redirects=False).status_code == 404
+
+
 def test_every_answer_carries_the_headers(pages: Pages) -> None:
     for path in ("/", "/nothing", "/login", "/static/pages.css", "/static/../app.py"):
         headers = pages.http.get(f"/guard{path}").headers
@@ -177,7 +185,7 @@ def test_the_file_of_reviewers(tmp_path: Path) -> None:
         reviewers.add("bob", "short")
     with pytest.raises(UserError, match="has no reviewer bob; wanted ann"):
         reviewers.remove("bob")
-    for damaged in ("", "[]", '{"ann": 1}', '{"ann": "scrypt$a$b"}', '{"a b": "x"}'):
+    for damaged in ("", "[]", "[" * 100_000, '{"ann": 1}', '{"ann": "scrypt$a$b"}', '{"a b": "x"}'):
         path.write_text(damaged)
         with pytest.raises(UserError, match="is damaged"):
             Reviewers(path).hashes()
