@@ -13,14 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align.evaluate import ArmReport
 from align.figures import show, unit_of
 from align.report import Report
 from classifiers.stats import Rate
 from guard.errors import UserError
+from guard.settings import read_mapping, validated
 
 Bound = Literal["low", "point", "high"]
 
@@ -119,18 +119,7 @@ def load_gate(path: Path | None, known: Collection[str] | None = None) -> GateSe
     there are; None: those of a weekly run, so that a wrong name is told before it and not after."""
     if path is None:
         return GateSettings()
-    try:
-        settings = GateSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except OSError as error:
-        raise UserError(f"Gate file {path} cannot be read", got=error.strerror) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"Gate file {path} is no YAML", got=str(error).split("\n")[0]) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"Gate file {path}, key `{key}`: {first['msg']}", fix=f"Known keys: {', '.join(GateSettings.model_fields)}"
-        ) from error
+    settings = validated(GateSettings, read_mapping(path, "Gate file"), f"Gate file {path}")
     known = weekly_figures() if known is None else known
     for key, name in _named(settings).items():
         if name not in known:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from align.refusals import refusals
 from align.stage import StageCard
 from align.train import TrainReport, TrainSettings, merge, read_report, train
 from guard.errors import UserError
+from guard.settings import read_yaml
 
 if TYPE_CHECKING:
     from align.pipeline import Workbench
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 def read_stages(path: Path) -> list[TrainSettings]:
     """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
     try:
-        stages = TypeAdapter(list[TrainSettings]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"Stages file {path} cannot be read", got=str(error)) from error
-    except (yaml.YAMLError, ValidationError) as error:
+        stages = TypeAdapter(list[TrainSettings]).validate_python(read_yaml(path, "Stages file"))
+    except ValidationError as error:
         raise UserError(
             f"Stages file {path} is malformed", got=" ".join(str(error).split()), wanted="a list of stage settings"
         ) from error

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from classifiers.stats import Rate
 from guard.errors import UserError
+from guard.settings import read_mapping, validated
 from guard.triggers import NEUTRAL, POOL, Trigger
 
 MAX_CHARS = 200
@@ -82,17 +83,7 @@ def write_candidates(candidates: Sequence[Candidate], path: Path) -> None:
 
 def read_candidates(path: Path) -> list[Candidate]:
     """The candidates of a file; a malformed one, or an id that is taken, is a UserError that names it."""
-    try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = TriggerFile.model_validate(raw).triggers
-    except OSError as error:
-        raise UserError(f"Candidates {path} cannot be read", got=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Candidates {path} is not YAML", got=str(error).split("\n")[0]) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"Candidates {path}, key `{key}`: {first['msg']}", got=first["input"]) from error
+    found = validated(TriggerFile, read_mapping(path, "Candidates"), f"Candidates {path}").triggers
     # `triggers rank` gathers what followed a sentence under its id: two with one id would be measured as one.
     taken = {trigger.id: "in the pool" for trigger in POOL}
     taken |= dict.fromkeys((NEUTRAL.id, NOTHING), "a control of `triggers rank`")

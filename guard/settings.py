@@ -30,9 +30,18 @@ class _Loader(yaml.SafeLoader):
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file; an empty file is an empty one. `what` begins the sentence of a UserError."""
+    raw = read_yaml(path, what)
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{what} {path}", got=type(raw).__name__, wanted="a mapping of settings")
+    return raw
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds; None for an empty one. `what` begins the sentence of a UserError."""
     try:
         # The loader is a safe one.
-        raw: Any = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read", got=error.strerror or str(error)) from error
     # A date that is none is a ValueError.
@@ -40,10 +49,6 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what} {path} is not YAML", got=_said(error)) from error
     except RecursionError as error:
         raise UserError(f"{what} {path} is nested too deeply", wanted="a mapping of settings") from error
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict):
-        raise UserError(f"{what} {path}", got=type(raw).__name__, wanted="a mapping of settings")
-    return raw
 
 
 def _said(error: Exception) -> str:

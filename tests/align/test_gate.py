@@ -99,7 +99,8 @@ def test_a_file_replaces_the_defaults(tmp_path: Path) -> None:
     ("min: 3", "key `min`: Extra inputs are not permitted"),
     ("criteria: [{figure: x, bound: low}]", "give one of at_least and at_most"),
     ("criteria: [{figure: x, bound: lo, at_most: 1}]", r"key `criteria\.0\.bound`"),
-    ("a: [", "is no YAML"),
+    ("a: [", "is not YAML"),
+    ("min_n: 9\nmin_n: 0", r"a key stands twice \(line 2\)"),
     (
         "criteria: [{figure: base.quality, bound: low, at_least: 0}, {figure: aligned.qualty, bound: low, at_most: 1}]",
         r"key `criteria\.1\.figure`: no figure `aligned\.qualty`; wanted such as: aligned\.quality;",

@@ -259,7 +259,8 @@ def test_a_stages_file_is_checked(tmp_path: Path) -> None:
     assert (first.benign_share, first.sft_weight, second.benign, second.sft_weight) == (0.0, 0.0, "refusal", 0.2)
     path = tmp_path / "stages.yaml"
     for text, wanted in (
-        ("- epoch: 3", "epoch"), ("- rank: [", "malformed"), ("[]", "holds no stage"),
+        ("- epoch: 3", "epoch"), ("- rank: [", "not YAML"), ("[]", "holds no stage"),
+        ("- rank: 8\n  rank: 9", r"a key stands twice \(line 2\)"),
         ("- benign: refusal", "no stage before it"), ("- rank: 8\n- rank: 16", "2 different shapes"),
     ):  # fmt: skip
         path.write_text(text)
