@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from classifiers.artifact import Manifest, file_of, load_files, session
+from classifiers.clauses import Ranked, between, of_long, rank
 from classifiers.encoder import Encoder, Vector
 from classifiers.features import REQUEST_FEATURES, risk_bucket, step_ids
 from classifiers.gloss import Glossaries
@@ -28,8 +30,6 @@ REQUEST_FILE = "request.onnx"
 """What ranks the windows of a long prompt; an artifact without it reads the first and the last."""
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
-MOST_INSIDE = 6
-"""Windows of one step: a step has a hundred of the model's tokens, and the encoder's are seldom twice as many."""
 _LAST = 4
 """Windows at a prompt's end that are always read."""
 CUE, RISK = 0, 1
@@ -133,16 +133,15 @@ class Detector:
         A step without words scores 0. A score that is not a number counts as 1: unreadable is not safe. The first tier
         reads all steps at once; those that it clears have the manifest's score for such steps.
         """
-        first = self.first_tier([each.step for each in asked])
-        return np.array([self._score(a, f, first_tier) for a, f in zip(asked, first, strict=True)], np.float32)
+        ranked = self._rank([each.step for each in asked])
+        return np.array([self._score(a, r, first_tier) for a, r in zip(asked, ranked, strict=True)], np.float32)
 
     def first_tier(self, steps: Sequence[str]) -> list[float | None]:
-        """Return the first tier's probability of each step; None for a step without words."""
-        rows = [step_ids(step, self.manifest.features, self._view) for step in steps]
-        worded = [ids for ids in rows if ids]
-        # The weights lie on a grid, so that a sum is exact and padding changes no score (`classifiers.export`).
-        scores = iter(self._first.run(worded)[:, 0].tolist() if worded else ())
-        return [next(scores) if ids else None for ids in rows]
+        """Return the first tier's probability of each step or its riskiest clause; None for a step without words."""
+        return [each.highest for each in self._rank(steps)]
+
+    def _rank(self, steps: Sequence[str]) -> list[Ranked]:
+        return rank(steps, self._first, self.manifest.features, self._view)
 
     def score_vectors(
         self, request: Vector, steps: npt.NDArray[np.float32], previous: npt.NDArray[np.float32]
@@ -151,19 +150,28 @@ class Detector:
         pairs = zip(steps, previous, strict=True)
         return np.array([self._run_head(step, last, request)[CUE] for step, last in pairs], np.float32)
 
-    def _score(self, asked: Asked, first: float | None, first_tier: bool) -> float:
+    def _score(self, asked: Asked, ranked: Ranked, first_tier: bool) -> float:
         bucket = asked.context.bucket
-        if first is None:
+        if ranked.highest is None:
             return 0.0
-        if first_tier and first < self.manifest.clear_below[bucket]:
+        if first_tier and ranked.highest < self.manifest.clear_below[bucket]:
             return self.manifest.cleared_score[bucket]
-        vector = self.encoder.embed(asked.step)
-        last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
-        # What a long step says in its middle counts as well.
-        windows = self.encoder.windows(asked.step)
-        inside = map(self.encoder.vector, within(windows, MOST_INSIDE) if len(windows) > 1 else ())
-        scores = [float(self._run_head(v, last, asked.context.vector)[CUE]) for v in (vector, *inside)]
-        return max(scores) if all(map(np.isfinite, scores)) else 1.0
+        # What a long step says in its middle counts as well, and what a clause says beside others.
+        step = self.encoder.embed(asked.step)
+        last = self._before(asked.previous) if asked.previous else [np.zeros_like(step)]
+        scores = [self._cue(each, last[0], asked) for each in (step, *of_long(self.encoder, asked.step))]
+        clauses = map(self.encoder.embed_view, ranked.clauses)
+        read = [[self._cue(clause, each, asked) for each in last] for clause in clauses]
+        finite = np.isfinite([*scores, *chain(*read)]).all()
+        return max([*scores, *map(between, read)]) if finite else 1.0
+
+    def _before(self, previous: str) -> list[Vector]:
+        """What a step's predecessor is read as: the whole, and its riskiest clause."""
+        riskiest = self._rank([previous])[0].clauses[:1]
+        return [self.encoder.embed(previous), *map(self.encoder.embed_view, riskiest)]
+
+    def _cue(self, step: Vector, last: Vector, asked: Asked) -> float:
+        return float(self._run_head(step, last, asked.context.vector)[CUE])
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:
         feed = {"step": step[None], "previous": previous[None], "request": request[None]}
