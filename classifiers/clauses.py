@@ -24,7 +24,6 @@ _MOST, _LONGEST = 24, 3
 """Clauses of one step, and how many neighbours are read together: what follows a cue may belong to it."""
 _FEWEST, _LONG = 4, 12
 """Words of a clause; words of one that is cut at conjunctions as well."""
-_EDGE = 1e-6
 _MARKS = re.compile(
     r"""(?<=[.!?;:…。！？；])\s+|(?<=[。！？；、])|,\s+|\s*[()\[\]{}"]+\s*|\s+(?:-{1,3}|/{1,3}|[|>~*=_]+)\s+"""
 )
@@ -89,9 +88,3 @@ def of_long(encoder: Encoder, step: str) -> list[Vector]:
     """The vectors of the windows of a step that is too long to be read whole."""
     windows = encoder.windows(step)
     return [encoder.vector(ids) for ids in within(windows, MOST_INSIDE)] if len(windows) > 1 else []
-
-
-def between(scores: Sequence[float]) -> float:
-    """The probability whose log-odds are the mean of those of some probabilities."""
-    p = np.clip(scores, _EDGE, 1 - _EDGE)
-    return float(1 / (1 + np.exp(-np.log(p / (1 - p)).mean())))

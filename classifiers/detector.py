@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from classifiers.artifact import Manifest, file_of, load_files, session
-from classifiers.clauses import Ranked, between, of_long, rank
+from classifiers.clauses import Ranked, of_long, rank
 from classifiers.encoder import Encoder, Vector
 from classifiers.features import REQUEST_FEATURES, risk_bucket, step_ids
 from classifiers.gloss import Glossaries
@@ -156,22 +155,12 @@ class Detector:
             return 0.0
         if first_tier and ranked.highest < self.manifest.clear_below[bucket]:
             return self.manifest.cleared_score[bucket]
-        # What a long step says in its middle counts as well, and what a clause says beside others.
         step = self.encoder.embed(asked.step)
-        last = self._before(asked.previous) if asked.previous else [np.zeros_like(step)]
-        scores = [self._cue(each, last[0], asked) for each in (step, *of_long(self.encoder, asked.step))]
-        clauses = map(self.encoder.embed_view, ranked.clauses)
-        read = [[self._cue(clause, each, asked) for each in last] for clause in clauses]
-        finite = np.isfinite([*scores, *chain(*read)]).all()
-        return max([*scores, *map(between, read)]) if finite else 1.0
-
-    def _before(self, previous: str) -> list[Vector]:
-        """What a step's predecessor is read as: the whole, and its riskiest clause."""
-        riskiest = self._rank([previous])[0].clauses[:1]
-        return [self.encoder.embed(previous), *map(self.encoder.embed_view, riskiest)]
-
-    def _cue(self, step: Vector, last: Vector, asked: Asked) -> float:
-        return float(self._run_head(step, last, asked.context.vector)[CUE])
+        last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(step)
+        # What a long step says in its middle counts as well, and what a clause says beside others.
+        read = (step, *of_long(self.encoder, asked.step), *map(self.encoder.embed_view, ranked.clauses))
+        scores = [float(self._run_head(each, last, asked.context.vector)[CUE]) for each in read]
+        return max(scores) if all(map(np.isfinite, scores)) else 1.0
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:
         feed = {"step": step[None], "previous": previous[None], "request": request[None]}
