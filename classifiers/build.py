@@ -243,9 +243,13 @@ def _clearing(draft: Detector, scored: Sequence[Scored], threshold: float) -> li
     rows: list[tuple[float, float, float, float]] = []
     for each in scored:
         if any(each.trace.steps):
-            bucket = draft.request(each.trace.request).bucket
-            steps = zip(draft.first_tier(each.trace.steps), each.scores, each.trace.labels, strict=True)
-            rows += [(first, full, float(label == "cue"), bucket) for first, full, label in steps if first is not None]
+            context = draft.request(each.trace.request)
+            found = draft.first_tier(each.trace.steps, context)
+            rows += [
+                (first, full, float(label == "cue"), context.bucket)
+                for first, full, label in zip(found, each.scores, each.trace.labels, strict=True)
+                if first is not None
+            ]
     first, full, cue, buckets = np.array(rows).T
     return choose_clearing(first, full, cue, buckets, threshold, _BUCKETS)
 

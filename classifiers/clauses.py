@@ -64,9 +64,11 @@ def clauses(view: str) -> list[str]:
     ]
 
 
-def rank(steps: Sequence[str], model: HashedModel, features: FeatureConfig, view: Callable[[str], str]) -> list[Ranked]:
-    """What the first tier, `model`, says of each step; all of them and their clauses are read at once."""
-    texts = [(seen := view(step), *clauses(seen)) for step in steps]
+def rank(
+    steps: Sequence[tuple[str, bool]], model: HashedModel, features: FeatureConfig, view: Callable[[str], str]
+) -> list[Ranked]:
+    """What the first tier, `model`, says of steps, each with whether its clauses are read: all texts at once."""
+    texts = [(seen := view(step), *(clauses(seen) if parted else ())) for step, parted in steps]
     rows = [[step_ids(text, features, str) for text in each] for each in texts]
     worded = [ids for row in rows for ids in row if ids]
     # The weights lie on a grid, so that a sum is exact and padding changes no score (`classifiers.export`).

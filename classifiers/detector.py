@@ -132,15 +132,20 @@ class Detector:
         A step without words scores 0. A score that is not a number counts as 1: unreadable is not safe. The first tier
         reads all steps at once; those that it clears have the manifest's score for such steps.
         """
-        ranked = self._rank([each.step for each in asked])
+        ranked = self._rank([(each.step, each.context) for each in asked])
         return np.array([self._score(a, r, first_tier) for a, r in zip(asked, ranked, strict=True)], np.float32)
 
-    def first_tier(self, steps: Sequence[str]) -> list[float | None]:
-        """Return the first tier's probability of each step or its riskiest clause; None for a step without words."""
-        return [each.highest for each in self._rank(steps)]
+    def first_tier(self, steps: Sequence[str], context: RequestContext | None = None) -> list[float | None]:
+        """Return the first tier's probability of each step; None for a step without words.
 
-    def _rank(self, steps: Sequence[str]) -> list[Ranked]:
-        return rank(steps, self._first, self.manifest.features, self._view)
+        Under a request that may be harmful (`context`) that of its riskiest clause, where it is higher.
+        """
+        return [each.highest for each in self._rank([(step, context) for step in steps])]
+
+    def _rank(self, steps: Sequence[tuple[str, RequestContext | None]]) -> list[Ranked]:
+        # Under a request of low risk clauses found nothing on the validation part: ordinary requests pay for none.
+        parted = [(step, context is not None and context.bucket > 0) for step, context in steps]
+        return rank(parted, self._first, self.manifest.features, self._view)
 
     def score_vectors(
         self, request: Vector, steps: npt.NDArray[np.float32], previous: npt.NDArray[np.float32]
