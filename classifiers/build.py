@@ -30,11 +30,9 @@ from classifiers.detector import (
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
 from classifiers.export import compare_scores, write_artifact
-from classifiers.features import risk_bucket, step_ids
 from classifiers.first_tier import FIRST_FEATURES, choose_clearing, fit_first_tier, fit_request_tier
 from classifiers.gloss import pack_glossaries
-from classifiers.hashed import HashedModel
-from classifiers.head_fit import HeadConfig, calibrate, fit_heads, risks_of, score_traces
+from classifiers.head_fit import HeadConfig, calibrate, fit_heads
 from classifiers.labels import Kind, LabelledTrace
 from classifiers.measure import Scored, calibration, choose_threshold, figures
 from classifiers.network import Heads, StepNetwork
@@ -44,6 +42,12 @@ from classifiers.vectors import EncodedTrace, RiskVectors, encode_requests, enco
 from classifiers.wrapped import Wrapper, small_talk
 
 Say = Callable[[str], None]
+_BUCKETS = len(FIRST_FEATURES.risk_edges) + 1
+_DRAFT = Manifest(
+    kind="detector", version="draft", files={}, features=FIRST_FEATURES, threshold=0.5, clear_below=(0.0,) * _BUCKETS,
+    cleared_score=(0.0,) * _BUCKETS, training_data="", training={}, created="", metrics={},
+)  # fmt: skip
+"""Of a detector whose thresholds are to be chosen: it clears no step."""
 PARITY = 1e-4
 """Largest difference allowed between the heads in torch and in onnxruntime."""
 PUBLIC = frozenset({"star1", "ky295_advbench", "ky295_alpaca", "exaone45"})
@@ -212,8 +216,11 @@ def finish(
             material.start,
         )
     calibrate(heads, validation, material.risk)
-    threshold = choose_threshold(score_traces(heads, validation), config.allowed)
     files = material.files | {HEAD_FILE: export_heads(heads)}
+    say("choosing thresholds")
+    draft = Detector(_DRAFT, files, out)
+    scored = score_encoded(draft, validation)
+    threshold = choose_threshold(scored, config.allowed)
     say("measuring")
     return write_artifact(
         out,
@@ -222,7 +229,7 @@ def finish(
         lambda staged: _check(staged, heads, validation),
         features=FIRST_FEATURES,
         threshold=threshold,
-        clearing=_clearing(files, heads, validation, threshold),
+        clearing=_clearing(draft, scored, threshold),
         training_data=data_hash_of(material),
         training=told
         | {"seed": config.seed, "fpr": config.fpr, "fpr_alarming": config.fpr_alarming}
@@ -231,20 +238,20 @@ def finish(
     )
 
 
-def _clearing(
-    files: dict[str, bytes], heads: Heads, validation: Sequence[EncodedTrace], threshold: float
-) -> list[tuple[float, float]]:
-    model, view = HashedModel(files[FIRST_FILE], FIRST_FILE), view_of(files)
-    known = [each for each in validation if any(each.trace.steps)]
+def _clearing(draft: Detector, scored: Sequence[Scored], threshold: float) -> list[tuple[float, float]]:
+    """The first tier's thresholds; `scored`: the validation part, of whose steps none was cleared."""
     rows: list[tuple[float, float, float, float]] = []
-    for each, scored, risk in zip(known, score_traces(heads, known), risks_of(heads, known), strict=True):
-        bucket = risk_bucket(risk, FIRST_FEATURES)
-        for step, label, full in zip(each.trace.steps, each.trace.labels, scored.scores, strict=True):
-            ids = step_ids(step, FIRST_FEATURES, view)
-            if ids:
-                rows.append((float(model.run([ids])[0, 0]), full, float(label == "cue"), bucket))
+    for each in scored:
+        if any(each.trace.steps):
+            context = draft.request(each.trace.request)
+            found = draft.first_tier(each.trace.steps, context)
+            rows += [
+                (first, full, float(label == "cue"), context.bucket)
+                for first, full, label in zip(found, each.scores, each.trace.labels, strict=True)
+                if first is not None
+            ]
     first, full, cue, buckets = np.array(rows).T
-    return choose_clearing(first, full, cue, buckets, threshold, len(FIRST_FEATURES.risk_edges) + 1)
+    return choose_clearing(first, full, cue, buckets, threshold, _BUCKETS)
 
 
 def _check(staged: Path, heads: nn.Module, validation: Sequence[EncodedTrace]) -> None:

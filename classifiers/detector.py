@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifiers.artifact import Manifest, file_of, load_files, session
+from classifiers.clauses import Ranked, of_long, rank
 from classifiers.encoder import Encoder, Vector
 from classifiers.features import REQUEST_FEATURES, risk_bucket, step_ids
 from classifiers.gloss import Glossaries
@@ -28,8 +29,6 @@ REQUEST_FILE = "request.onnx"
 """What ranks the windows of a long prompt; an artifact without it reads the first and the last."""
 REPLAY_FILE = "replay.npz"
 """For training only: vectors of the public labelled traces."""
-MOST_INSIDE = 6
-"""Windows of one step: a step has a hundred of the model's tokens, and the encoder's are seldom twice as many."""
 _LAST = 4
 """Windows at a prompt's end that are always read."""
 CUE, RISK = 0, 1
@@ -133,16 +132,20 @@ class Detector:
         A step without words scores 0. A score that is not a number counts as 1: unreadable is not safe. The first tier
         reads all steps at once; those that it clears have the manifest's score for such steps.
         """
-        first = self.first_tier([each.step for each in asked])
-        return np.array([self._score(a, f, first_tier) for a, f in zip(asked, first, strict=True)], np.float32)
+        ranked = self._rank([(each.step, each.context) for each in asked])
+        return np.array([self._score(a, r, first_tier) for a, r in zip(asked, ranked, strict=True)], np.float32)
 
-    def first_tier(self, steps: Sequence[str]) -> list[float | None]:
-        """Return the first tier's probability of each step; None for a step without words."""
-        rows = [step_ids(step, self.manifest.features, self._view) for step in steps]
-        worded = [ids for ids in rows if ids]
-        # The weights lie on a grid, so that a sum is exact and padding changes no score (`classifiers.export`).
-        scores = iter(self._first.run(worded)[:, 0].tolist() if worded else ())
-        return [next(scores) if ids else None for ids in rows]
+    def first_tier(self, steps: Sequence[str], context: RequestContext | None = None) -> list[float | None]:
+        """Return the first tier's probability of each step; None for a step without words.
+
+        Under a request that may be harmful (`context`) that of its riskiest clause, where it is higher.
+        """
+        return [each.highest for each in self._rank([(step, context) for step in steps])]
+
+    def _rank(self, steps: Sequence[tuple[str, RequestContext | None]]) -> list[Ranked]:
+        # Under a request of low risk clauses found nothing on the validation part: ordinary requests pay for none.
+        parted = [(step, context is not None and context.bucket > 0) for step, context in steps]
+        return rank(parted, self._first, self.manifest.features, self._view)
 
     def score_vectors(
         self, request: Vector, steps: npt.NDArray[np.float32], previous: npt.NDArray[np.float32]
@@ -151,18 +154,17 @@ class Detector:
         pairs = zip(steps, previous, strict=True)
         return np.array([self._run_head(step, last, request)[CUE] for step, last in pairs], np.float32)
 
-    def _score(self, asked: Asked, first: float | None, first_tier: bool) -> float:
+    def _score(self, asked: Asked, ranked: Ranked, first_tier: bool) -> float:
         bucket = asked.context.bucket
-        if first is None:
+        if ranked.highest is None:
             return 0.0
-        if first_tier and first < self.manifest.clear_below[bucket]:
+        if first_tier and ranked.highest < self.manifest.clear_below[bucket]:
             return self.manifest.cleared_score[bucket]
-        vector = self.encoder.embed(asked.step)
-        last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(vector)
-        # What a long step says in its middle counts as well.
-        windows = self.encoder.windows(asked.step)
-        inside = map(self.encoder.vector, within(windows, MOST_INSIDE) if len(windows) > 1 else ())
-        scores = [float(self._run_head(v, last, asked.context.vector)[CUE]) for v in (vector, *inside)]
+        step = self.encoder.embed(asked.step)
+        last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(step)
+        # What a long step says in its middle counts as well, and what a clause says beside others.
+        read = (step, *of_long(self.encoder, asked.step), *map(self.encoder.embed_view, ranked.clauses))
+        scores = [float(self._run_head(each, last, asked.context.vector)[CUE]) for each in read]
         return max(scores) if all(map(np.isfinite, scores)) else 1.0
 
     def _run_head(self, step: Vector, previous: Vector, request: Vector) -> npt.NDArray[np.float32]:

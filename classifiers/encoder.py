@@ -38,7 +38,10 @@ class Encoder:
 
     def embed(self, text: str) -> Vector:
         """Return the vector [width] of a text as the scorer sees it; the same text always has the same vector."""
-        view = self._view(text)
+        return self.embed_view(self._view(text))
+
+    def embed_view(self, view: str) -> Vector:
+        """Return the vector [width] of what the scorer sees."""
         known = self._cache.get(view)
         if known is not None:
             # No lock: another thread may have let it go since.

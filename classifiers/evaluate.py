@@ -93,7 +93,7 @@ def tier_figures(detector: Detector, traces: Sequence[EncodedTrace]) -> dict[str
         if not any(each.trace.steps):
             continue
         context = detector.request(each.trace.request)
-        probabilities = detector.first_tier(each.trace.steps)
+        probabilities = detector.first_tier(each.trace.steps, context)
         below = detector.manifest.clear_below[context.bucket]
         clears = [(p is None or p < below, each.trace.id) for p in probabilities]
         cleared.setdefault(f"cleared_steps_{each.trace.kind}", []).extend(clears)

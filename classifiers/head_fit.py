@@ -173,10 +173,3 @@ def score_traces(heads: Heads, traces: Sequence[EncodedTrace]) -> list[Scored]:
         scores = heads(torch.from_numpy(each.steps), torch.from_numpy(each.previous), request)[:, 0]
         found.append(Scored(each.trace, scores.numpy().astype(float), each.ends, each.part))
     return found
-
-
-@torch.inference_mode()
-def risks_of(heads: Heads, traces: Sequence[EncodedTrace]) -> list[float]:
-    """Return the risk of each trace's request, a probability."""
-    vectors = torch.from_numpy(np.stack([each.request for each in traces]))
-    return [float(value) for value in heads(vectors, torch.zeros_like(vectors), vectors)[:, 1]]

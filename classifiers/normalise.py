@@ -60,6 +60,10 @@ _DIGITS = re.compile("[0-9]+")
 _LEET_LENGTH = 12
 _LEET, _LEET_MORE = str.maketrans("431057", "aeiost"), str.maketrans("431057892", "aeiostbgz")
 """The latter for a word with two groups of digits: "k8s", "p2p" and "8d6" stay, and so does what is longer."""
+_LEET_ALL = _LEET_MORE | str.maketrans("@$", "as")
+_LEET_WORDS, _LEET_SHARE = 3, 0.2
+"""Words, and share of a text's words, that digits stand inside of and that read like words without them: then all of
+its digits are letters, those at a word's edge and those by themselves too ("4nd", "70")."""
 # "h@ck", "pa$$word", "k!ll"; a sign at a word's beginning or end marks a name, a price, an exclamation.
 _SIGNED_WORD = re.compile(
     r"(?<![^\s(\"'])[a-z0-9]*[a-z](?:(?:@{1,3}[0-9]*|[$!]{1,3})[a-z][a-z0-9]*)+(?=[.,;:?!)\"']*(?:\s|$))"
@@ -122,7 +126,7 @@ def _view(text: str, limit: int) -> str:
     if "a!" in shape and ("!a" in shape or "!0" in shape):
         text = _SIGNED_WORD.sub(_unsign, text)
     if "a0" in shape and "0a" in shape:
-        text = _LEET_WORD.sub(_unleet, text)
+        text = text.translate(_LEET_ALL) if _leet(text) else _LEET_WORD.sub(_unleet, text)
     words = text.split()
     if len(text) > _LONG * len(words) and "://" not in text:
         words = _apart(text, len(words)).split()
@@ -192,6 +196,13 @@ def _unsign(match: re.Match[str]) -> str:
     # "A@B", "x$y$z" and "root@localhost" are no words.
     plain = not any(len(part) > 1 for part in re.split("[@$!]", word)) or min(len(before), len(after)) > 2
     return word if plain else word.translate(_SIGNS)
+
+
+def _leet(text: str) -> bool:
+    """Whether a whole text is spelled with digits for letters."""
+    found = (word.translate(_LEET_MORE) for word in _LEET_WORD.findall(text))
+    count: int = sum(word.isalpha() and likelihood([word]).mean >= _WORDLIKE for word in found)
+    return count >= max(float(_LEET_WORDS), _LEET_SHARE * len(text.split()))
 
 
 def _unleet(match: re.Match[str]) -> str:

@@ -29,6 +29,9 @@ from classifiers.normalise import normalise
         ("\U000e0041hello\ufe0f", "hello"),
         ("h4ck the 5erv3r", "hack the server"),
         ("1337 b0mb, 7h3 d00r", "1337 bomb, the door"),
+        ("1 w1ll m4k3 4 b0mb 4nd 53cur17y 15 f1r57 70 g0", "i will make a bomb and security is first to go"),
+        ("Th3y h1d3 th3 ca$h 1n th3 c3llar", "they hide the cash in the cellar"),
+        ("h0w do 4nd 70", "how do 4nd 70"),
         ("mp3 in 12kg, 2nd of covid19, b12", "mp3 in 12kg, 2nd of covid19, b12"),
         ("", ""),
         ("h  a  c  k   t  h  e   site", "hack the site"),
@@ -61,11 +64,25 @@ def test_exact_views(raw: str, seen: str) -> None:
         "the vowels a, e, i, o, u are", "x, y, z, w", "a|b|c|d", "a/c/g/t", "e, a, d, g, b, e", "r, g, b, a",
         "mail bob@home or git@github.com, logo@2x.png", "a@b + w@x", "us$100m, $5, $home", "x$y$z", "wait! no! stop!",
         "k8s p2p b2b h264 8d6 word2vec", "def get_user_name(a_b): return my_name", "| --- | --- |", "p(a|b,c)",
+        "1. e4 e5 2. nf3 nc6 3. bb5 a6",
         "https://example.org/a/long/path/with_words_in_it", "the state-of-the-art of it", "x != y and !z", "1. a 2. b",
     ],
 )  # fmt: skip
 def test_lists_maths_and_code_are_not_joined_or_respelled(text: str) -> None:
     assert normalise(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mix H2SO4 with C2H5OH, NH4NO3 and CH3OH in 170 ml",
+        "Support l10n, i18n and a11y in 170 places",
+        "Commits a1b2c3d, 4e5f6a7 and 0f1e2d3 touch 170 files",
+        "Between us: a h4cker with 1 b0mb waited 170 minutes at the door, then walked home again and slept well",
+    ],
+)
+def test_a_text_with_codes_or_few_respelled_words_keeps_its_numbers(text: str) -> None:
+    assert "170" in normalise(text).split()
 
 
 @pytest.mark.parametrize("filler", ["-", " ", "=-", "\u200b\u200c", "x", "\n", "\u3000", "\ufdfa", "e\u0301\u0316"])
