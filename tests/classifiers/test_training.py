@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from classifiers.artifact import load_files, version_of
 from classifiers.build import encode_kept, finish, score_encoded
-from classifiers.corpus import Corpus
+from classifiers.corpus import Corpus, part_of_request
 from classifiers.detector import ENCODER_FILE, GLOSSARY_FILE, REPLAY_FILE, REQUEST_FILE, TOKENIZER_FILE, Detector
 from classifiers.encoder import Encoder
 from classifiers.encoder_export import export_encoder, export_heads, quantise, read_heads
@@ -25,6 +25,7 @@ from classifiers.export import compare_scores
 from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
 from classifiers.labels import LabelledTrace
+from classifiers.measure import choose_threshold
 from classifiers.network import Heads, StepNetwork, base_directory
 from classifiers.tune import (
     UNSURE_WEIGHT,
@@ -224,6 +225,28 @@ def test_heads_learn_from_an_artifacts_own_vectors(tiny: Path, tmp_path: Path) -
     assert (out / ENCODER_FILE).read_bytes() == (tiny / ENCODER_FILE).read_bytes()
     scored = score_encoded(Detector.load(out), again.of("test"))
     assert all(each.peak >= Detector.load(out).threshold for each in scored if each.complying)
+
+
+def test_thresholds_are_chosen_on_what_the_detector_itself_says(tiny: Path, tmp_path: Path) -> None:
+    """A harmless trace's loudest clause counts there, which the vectors of its steps do not show."""
+    calm = "The weather has been mild this week, and "
+    traces = [
+        replace(
+            trace, kind="alarming", steps=tuple(calm + step for step in trace.steps), labels=("neutral",) * 3
+        )
+        if part_of_request(trace.request) == "val" and "cue" in trace.labels else trace
+        for trace in tiny_traces()
+    ]  # fmt: skip
+    material = encode_kept(tiny, Corpus(traces), lambda _: None)
+    finish(material, tmp_path / "out", TINY, lambda _: None, {})
+    built = Detector.load(tmp_path / "out")
+    whole = [built.score_vectors(each.request, each.steps, each.previous) for each in material.of("val")]
+    built.manifest = built.manifest.model_copy(update={"clear_below": tuple(0.0 for _ in built.manifest.clear_below)})
+    scored = score_encoded(built, material.of("val"))
+    assert built.threshold == choose_threshold(scored, TINY.allowed)
+    assert any((each.scores > alone + 1e-3).any() for each, alone in zip(scored, whole, strict=True))
+    apart = [replace(each, scores=alone.astype(float)) for each, alone in zip(scored, whole, strict=True)]
+    assert choose_threshold(apart, TINY.allowed) != built.threshold
 
 
 def test_calibration_leaves_the_order_and_lowers_the_loss(tiny: Path) -> None:
