@@ -27,6 +27,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> Any:
+        """A date as the text that it is."""
+        return self.construct_scalar(node)
+
+
+# A name may look like a date. The base reads dates, until a package that vLLM brings makes it read text instead.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_text)
+
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file; an empty file is an empty one. `what` begins the sentence of a UserError."""
@@ -44,7 +52,7 @@ def read_yaml(path: Path, what: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read", got=error.strerror or str(error)) from error
-    # A date that is none is a ValueError.
+    # Bytes that are no UTF-8 are a ValueError.
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{what} {path} is not YAML", got=_said(error)) from error
     except RecursionError as error:
