@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifiers.normalise import normalise
+from classifiers import letters
+from classifiers.normalise import _VIEWED, _VIEWS, normalise
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,13 @@ def test_hostile_runs_cost_linear_time() -> None:
                  "\u0301\u0316" * 10**6, "\ufdfa" * 10**6, "ab_" * 10**6, "-=" * 10**6):  # fmt: skip
         normalise(text)
     assert time.perf_counter() - started < 0.5
+
+
+def test_what_is_remembered_stays_bounded() -> None:
+    """A hostile reasoning holds any number of texts and words."""
+    for number in range(2 * _VIEWED):
+        assert normalise(f"Text {number}") == f"text {number}"
+        assert len(_VIEWS) <= _VIEWED
+    words = [f"w{'abcdefghij'[i % 10]}{i}" for i in range(letters._MOST_SUMS + 5)]
+    assert letters.likelihood(words, remember=True) == letters.likelihood(words)
+    assert len(letters._SUMS) <= letters._MOST_SUMS

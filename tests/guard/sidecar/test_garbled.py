@@ -13,6 +13,7 @@ import pytest
 from guard.sidecar import upstream
 from guard.sidecar.errors import ApiError
 from guard.sidecar.upstream import Upstream, sse_events
+from tests.guard.sidecar.engines import client_of
 from tests.guard.sidecar.fronts import RemoteFront
 
 Start = Callable[..., RemoteFront]
@@ -45,13 +46,8 @@ async def saying(bodies: list[bytes], head: bytes = b"") -> AsyncIterator[Upstre
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + head + b"\r\n" + next(left))
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    client = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "")
-    try:
+    async with client_of(serve) as client:
         yield client
-    finally:
-        await client.close()
-        server.close()
 
 
 def test_events_that_cannot_be_read_are_an_engine_that_is_lost() -> None:

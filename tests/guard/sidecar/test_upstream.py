@@ -11,6 +11,7 @@ from vllm import envs
 
 from guard.sidecar.errors import ApiError
 from guard.sidecar.upstream import IDLE_SECONDS, Upstream
+from tests.guard.sidecar.engines import client_of
 
 ANSWER = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"data":[]}'
 
@@ -29,13 +30,8 @@ async def engine(opened: list[int]) -> AsyncIterator[Upstream]:
                 await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    client = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "")
-    try:
+    async with client_of(serve) as client:
         yield client
-    finally:
-        await client.close()
-        server.close()
 
 
 @pytest.mark.parametrize(("rest", "connections"), [(0.0, [2]), (IDLE_SECONDS + 0.2, [1, 1])])
