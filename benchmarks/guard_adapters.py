@@ -1,4 +1,4 @@
-"""Both adapters of the guard driven without an engine, on CPU tensors."""
+"""Both adapters of the guard driven without an engine."""
 
 from __future__ import annotations
 
@@ -82,22 +82,22 @@ class V1Adapter:
 class V2Adapter:
     """`GuardV2` as Model Runner V2 drives it, but for the order of rows, which changes nothing."""
 
-    def __init__(self, config: Any, detector: Detector, rows: int, tokens: int) -> None:
-        width = tokens + MAX_LEN
+    def __init__(self, config: Any, detector: Detector, rows: int, tokens: int, device: str = "cpu") -> None:
+        width, place = tokens + MAX_LEN, torch.device(device)
         host = {name: SimpleNamespace(np=np.zeros(rows, np.int32)) for name in ("prompt_len", "prefill_len")}
         self._states = LogitsProcRequestState(
-            device=torch.device("cpu"), max_num_reqs=rows, vocab_size=LOGITS,
-            all_token_ids=SimpleNamespace(gpu=torch.zeros(rows, width, dtype=torch.int32)),
-            total_len=SimpleNamespace(gpu=torch.zeros(rows, dtype=torch.int32)), **host,
+            device=place, max_num_reqs=rows, vocab_size=LOGITS,
+            all_token_ids=SimpleNamespace(gpu=torch.zeros(rows, width, dtype=torch.int32, device=place)),
+            total_len=SimpleNamespace(gpu=torch.zeros(rows, dtype=torch.int32, device=place)), **host,
         )  # fmt: skip
         self._processor = GuardV2(config, self._states)
         self._processor._guard = with_detector(self._processor._guard, detector)
         self._detector = detector
-        self._logits = torch.zeros(rows, LOGITS)
+        self._logits = torch.zeros(rows, LOGITS, device=place)
         slots = np.arange(rows, dtype=np.int32)
-        nothing = torch.zeros(rows, dtype=torch.int32)
+        there, nothing = torch.from_numpy(slots).to(place), torch.zeros(rows, dtype=torch.int32, device=place)
         self._context = LogitsContext(
-            expanded_idx_mapping=torch.from_numpy(slots), idx_mapping=torch.from_numpy(slots), idx_mapping_np=slots,
+            expanded_idx_mapping=there, idx_mapping=there, idx_mapping_np=slots,
             expanded_local_pos=nothing, input_ids=nothing, pos=nothing, seq_lens_upper_bound_np=slots,
         )  # fmt: skip
 
@@ -114,10 +114,11 @@ class V2Adapter:
     def append(self, tokens: Sequence[int]) -> None:
         """See `benchmarks.guard.Adapter.append`."""
         lengths = self._states.total_len.gpu
-        self._states.all_token_ids.gpu.scatter_(
-            1, lengths.long()[:, None], torch.tensor(tokens, dtype=torch.int32)[:, None]
-        )
+        said = torch.tensor(tokens, dtype=torch.int32, device=lengths.device)
+        self._states.all_token_ids.gpu.scatter_(1, lengths.long()[:, None], said[:, None])
         lengths += 1
+        if lengths.is_cuda:
+            torch.cuda.synchronize()
 
     def step(self) -> None:
         """See `benchmarks.guard.Adapter.step`."""

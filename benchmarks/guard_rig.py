@@ -29,6 +29,7 @@ from guard.engine.adapter import engine_arguments
 from guard.engine.hardware import fast_dtype
 from guard.engine.session import EngineGuard
 from guard.engine.v1 import GuardV1
+from guard.engine.v2 import GuardV2
 from guard.traces import read_traces
 
 KV_BYTES = 2**29
@@ -91,20 +92,26 @@ class ScriptedText(LogitsProcessor):  # type: ignore[misc]  # vLLM is not follow
 class Clock:
     """Host seconds inside a logits processor, engine step by engine step."""
 
-    def __init__(self, processor: Any) -> None:
-        self._calls: list[float] = []
-        processor.update_state, processor.apply = self._timed(processor.update_state), self._timed(processor.apply)
+    def __init__(self, processor: GuardV1 | GuardV2) -> None:
+        self._steps: list[float] = []
+        first = "update_state" if isinstance(processor, GuardV1) else "apply_staged_writes"
+        for name in (first, "apply"):
+            setattr(processor, name, self._timed(getattr(processor, name), opens=name == first))
 
     def take(self) -> list[float]:
-        """The seconds of each engine step since the last call: one `update_state` and one `apply` together."""
-        calls, self._calls = self._calls, []
-        return [before + after for before, after in zip(calls[::2], calls[1::2], strict=True)]
+        """The seconds of each engine step since the last call: what comes before the forward pass, and `apply`."""
+        steps, self._steps = self._steps, []
+        return steps
 
-    def _timed(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def timed(argument: Any) -> Any:
+    def _timed(self, call: Callable[..., Any], *, opens: bool) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
-            result = call(argument)
-            self._calls.append(time.perf_counter() - start)
+            result = call(*arguments)
+            took = time.perf_counter() - start
+            if opens:
+                self._steps.append(took)
+            else:
+                self._steps[-1] += took
             return result
 
         return timed
@@ -139,16 +146,26 @@ class Engine:
     _alive: ClassVar[list[Engine]] = []
 
     def __init__(
-        self, model: Path, settings: Mapping[str, Any] | None, detectors: Mapping[str, Detector], *, scripted: bool
+        self,
+        model: Path,
+        settings: Mapping[str, Any] | None,
+        detectors: Mapping[str, Detector],
+        *,
+        script: type | None = None,
+        **arguments: Any,
     ) -> None:
+        """`script`: a processor that says what each row's `extra_args["script"]` asks for; `arguments`: vLLM's."""
         loaded = engine_arguments(dict(settings)) if settings is not None else {}
-        if scripted:
-            name = f"{ScriptedText.__module__}:{ScriptedText.__name__}"
+        if script is not None:
+            name = f"{script.__module__}:{script.__name__}"
             loaded["logits_processors"] = [*loaded.get("logits_processors", ()), name]
+        defaults = {
+            "dtype": fast_dtype(), "enforce_eager": True, "max_num_seqs": 64, "kv_cache_memory_bytes": KV_BYTES,
+            "max_num_batched_tokens": 4096,
+        }  # fmt: skip
         self._llm = LLM(
-            str(model), dtype=fast_dtype(), enforce_eager=True, max_model_len=MAX_LEN, max_num_seqs=64, block_size=32,
-            max_num_batched_tokens=4096, enable_prefix_caching=True, kv_cache_memory_bytes=KV_BYTES, seed=0,
-            disable_log_stats=True, use_tqdm_on_load=False, async_scheduling=False, **loaded,
+            str(model), max_model_len=MAX_LEN, block_size=32, enable_prefix_caching=True, seed=0,
+            disable_log_stats=True, use_tqdm_on_load=False, async_scheduling=False, **defaults | arguments, **loaded,
         )  # fmt: skip
         self._alive.append(self)
         self.watched = 0
@@ -156,6 +173,7 @@ class Engine:
         self._serial = itertools.count()
         self._detectors = detectors
         self._clock: Clock | None = None
+        self._processor: Any = None
         if settings is not None:
             self._processor = self._find_processor()
             self._guards = {name: with_detector(self._processor._guard, d) for name, d in detectors.items()}
@@ -200,18 +218,23 @@ class Engine:
         self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
 
     def _flush(self, prompt: list[int]) -> float:
-        """Seconds inside the guard as finished rows leave: vLLM removes them when it schedules another step."""
+        """Seconds inside the guard as finished rows leave: vLLM removes them when it schedules another step. Runner V2
+        does not say so: there the adapter writes them on a thread of its own once the engine rests."""
         self._add(prompt, 1, None, {})
         while self._llm.llm_engine.has_unfinished_requests():
             self._llm.llm_engine.step()
+        while any(slot.row and not slot.written for slot in getattr(self._processor, "_slots", {}).values()):
+            time.sleep(0.02)
         return sum(self._take())
 
     def _take(self) -> list[float]:
         return self._clock.take() if self._clock is not None else []
 
     def _find_processor(self) -> Any:
-        worker = self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        (found,) = (p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, GuardV1))
+        runner = self._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        v2 = hasattr(getattr(runner, "sampler", None), "logits_processors")
+        loaded = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
+        (found,) = (p for p in loaded if isinstance(p, (GuardV1, GuardV2)))
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
+    from guard.engine.session import EngineGuard
     from guard.engine.v1 import GuardV1
+    from guard.engine.v2 import GuardV2
     from guard.traces import Trace
 
 # The machine may be busy: slowness is no failure. Where `CI` is set hypothesis runs the same cases every time,
@@ -91,19 +94,35 @@ class Engine:
         return {trace.guard_id: trace for trace in read_traces(self.spool)[0]}
 
     def flush(self) -> None:
-        """vLLM removes a finished row when it schedules another step: one unguarded token makes it do so."""
+        """Waits until what has ended is written: runner V1 removes a row when it schedules another step, so one
+        unguarded token makes it do so; runner V2's adapter notices that the engine rests."""
         self.llm.generate(
             [{"prompt_token_ids": [1]}], self.sampling(max_tokens=1, extra_args={"guard_off": True}), use_tqdm=False
         )
+        adapter: Any = self.processor
+        for _ in range(200):
+            slots = [*getattr(adapter, "_slots", {}).values(), *(slot for slot, _ in getattr(adapter, "_left", []))]
+            if all(slot.written or (slot.row is None and slot.start is None) for slot in slots):
+                return
+            time.sleep(0.02)
+        raise TimeoutError("the guard did not notice in 4 s that the engine rests")
 
     @property
-    def processor(self) -> GuardV1:
-        """The guard that the engine loaded."""
+    def processor(self) -> GuardV1 | GuardV2:
+        """The guard that the engine loaded: V1 on CPUs, V2 on GPUs (docs/engines.md)."""
         from guard.engine.v1 import GuardV1
+        from guard.engine.v2 import GuardV2
 
-        worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        (found,) = (p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, GuardV1))
+        runner = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
+        loaded = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
+        (found,) = (p for p in loaded if isinstance(p, (GuardV1, GuardV2)))
         return found
+
+    @property
+    def guard(self) -> EngineGuard:
+        """What the loaded adapter asks."""
+        return self.processor._guard
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +139,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     spool = tmp_path_factory.mktemp("spool")
     llm = LLM(
         str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, block_size=32,
-        enable_prefix_caching=True, num_gpu_blocks_override=256, disable_log_stats=True,
+        enable_prefix_caching=True, num_gpu_blocks_override=256, disable_log_stats=True, async_scheduling=False,
         **engine_arguments({"spool": str(spool), "allow_off": True, "secret": "s3cret"}),
     )  # fmt: skip
     yield Engine(llm, spool)

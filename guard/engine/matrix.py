@@ -26,10 +26,10 @@ _REQUEST: Verdict = "refused per request"
 _OFF: Verdict = "not enforced"
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("greedy and sampled (temperature, top-p, top-k, min-p, seed)", _ON, _ON, "the forced logit is 1e9",
+    Feature("greedy and sampled (temperature, top-p, top-k, min-p, seed)", _ON, _ON, "all other logits are -inf",
             "test_sampled_and_penalised_rows_are_forced_as_well"),
     Feature("frequency, presence, repetition penalties", _ON, _ON,
-            "runner V1 applies them after the guard: a repetition penalty outside 0.01 to 100 is refused per request",
+            "runner V1 applies them after the guard, to which -inf is immune",
             "test_sampled_and_penalised_rows_are_forced_as_well"),
     Feature("logit_bias", _ON, _REQUEST, "it acts before the guard",
             "test_a_bias_against_a_triggers_tokens_is_outvoted"),

@@ -42,10 +42,6 @@ REFUSED: dict[str, tuple[Callable[[SamplingParams], bool], str]] = {
     "bad_words": (lambda p: bool(p.bad_words), "it can forbid the tokens of a trigger"),
     "allowed_token_ids": (lambda p: p.allowed_token_ids is not None, "it can forbid the tokens of a trigger"),
     "min_tokens": (lambda p: p.min_tokens > 0, "it forbids the token that ends a request"),
-    "repetition_penalty": (
-        lambda p: not 0.01 <= p.repetition_penalty <= 100,
-        "outside 0.01 to 100 it outvotes a forced token, since runner V1 applies it after the guard",
-    ),
     "beam search": (
         # vLLM has no mark for it: every beam is asked for one token, with its text so far as the prompt.
         lambda p: p.max_tokens == 1 and not p.detokenize and bool(p.logprobs),
@@ -67,3 +63,10 @@ def validate_params(sampling_params: SamplingParams) -> None:
     for name, (given, why) in REFUSED.items():
         if given(sampling_params):
             raise ValueError(f"{name} cannot be used under the guard: {why}")
+
+
+def is_warmup(sampling_params: SamplingParams) -> bool:
+    """Whether these are the parameters that Model Runner V2 warms its sampler up with. No client can send them: they
+    forbid the end (`min_tokens`), so `validate_params` refuses them at admission, which warm-ups do not pass."""
+    warmup = getattr(type(sampling_params), "for_sampler_warmup", None)
+    return warmup is not None and sampling_params == warmup()

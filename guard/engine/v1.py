@@ -1,9 +1,7 @@
 """The guard as a logits processor of vLLM's V1 model runner.
 
 Each engine step calls `update_state` before the forward pass with the rows that came, went or moved, and `apply` after
-it. Tokens are read in `apply` only: under async scheduling `update_state` sees placeholders (vLLM issue 52461). Forcing
-a token writes one logit (1e9) instead of a whole row of -inf: constant cost, and no row is ever left without a finite
-logit.
+it. Tokens are read in `apply` only: under async scheduling `update_state` sees placeholders (vLLM issue 52461).
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from guard.engine import params, rows
-from guard.engine.forcing import FORCE
+from guard.engine.forcing import FORBIDDEN, FORCED
 from guard.engine.session import EngineGuard
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 ENGINE = "vllm-v1"
-_NEG_INF = float("-inf")
 
 
 class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
@@ -75,10 +72,11 @@ class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             forced = row.request.forced
             if forced is None:
                 continue
-            if logits[index, forced] == _NEG_INF and not row.request.broken:
+            if logits[index, forced] == FORBIDDEN and not row.request.broken:
                 row.request.refuse_force("a grammar or mask forbids the next trigger token")
                 continue
-            logits[index, forced] = FORCE
+            logits[index] = FORBIDDEN
+            logits[index, forced] = FORCED
         return logits
 
     def _new_row(self, sampling: SamplingParams, prompt: list[int], tokens: list[int]) -> rows.Row | None:

@@ -71,7 +71,7 @@ class GuardV2(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             if old is not None and old.row is not None:
                 self._left.append((old, self._history.send_last(req_idx, old.prompt + len(old.row.tokens))))
             args = params.RequestArgs.model_validate(sampling_params.extra_args or {})
-            if self._guard.stands_aside(args):
+            if params.is_warmup(sampling_params) or self._guard.stands_aside(args):
                 return False
             self._slots[req_idx] = self._new[req_idx] = _Slot(args.guard_id or next(self._anonymous), args)
             return True

@@ -52,11 +52,7 @@ class ResponseFormat(Strict):
 
 
 class Sampling(Strict):
-    """What every route takes, within ranges in which a forced token always wins.
-
-    Penalties are applied to a forced token's logit (1e9) after the guard: `repetition_penalty` 1e30 divides it to
-    nothing, and 1e-30 lifts every other repeated token above it.
-    """
+    """What every route takes, within the ranges that vLLM and OpenAI document; a forced token wins under any."""
 
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def main(model: str, spool: str, arguments: str, max_tokens: str, *requests: str
     from vllm import LLM, SamplingParams
 
     from guard.engine.adapter import engine_arguments
+    from guard.engine.history import REST_SECONDS
 
     wanted = json.loads(arguments)
     if wanted.get(ASYNC):
@@ -60,12 +62,17 @@ def main(model: str, spool: str, arguments: str, max_tokens: str, *requests: str
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
     off = SamplingParams(max_tokens=1, extra_args={"guard_off": True})
     llm.generate([{"prompt_token_ids": [1]}], off, use_tqdm=False)
+    time.sleep(2 * REST_SECONDS)  # runner V2's adapter writes once the engine rests
     sys.stdout.write("REPLIES " + json.dumps([list(output.outputs[0].token_ids) for output in outputs]) + "\n")
 
 
 def allow_async_scheduling() -> None:
     """vLLM's CPU platform switches it off; the runner's code for it needs CUDA's streams and events by name only."""
     import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
     from vllm.platforms.cpu import CpuPlatform
 
     checked = CpuPlatform.check_and_update_config.__func__

@@ -49,7 +49,7 @@ def policed(engine: Engine, policy: Policy) -> Iterator[None]:
     processor = engine.processor
     old = processor._guard
     runtime = dataclasses.replace(old._runtime, policy=policy)
-    processor._guard = EngineGuard(old.config, runtime, old._reader, "vllm-v1")
+    processor._guard = EngineGuard(old.config, runtime, old._reader, old._engine)
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def guarded(engine: Engine, opened: str, **params: Any) -> tuple[str, Trace]:
     """The same with its trace, which a replay decides alike."""
     text, guard_id = text_of(engine, opened, **params)
     trace = engine.traces()[guard_id]
-    guard = engine.processor._guard
+    guard = engine.guard
     assert engine.llm.get_tokenizer().decode(trace.output_ids, skip_special_tokens=False) == text
     assert trace.receipt.policy == "probe" or not compare(trace, Replayer(guard._runtime, guard._reader).exact(trace))
     return text, trace
@@ -78,7 +78,7 @@ def guarded(engine: Engine, opened: str, **params: Any) -> tuple[str, Trace]:
 def test_a_cue_in_the_analysis_is_answered_in_it(channel_engine: Engine) -> None:
     text, trace = guarded(channel_engine, OPENED)
     (done,) = trace.receipt.interventions
-    trigger = next(t for t in channel_engine.processor._guard._runtime.triggers if t.id == done.trigger_id)
+    trigger = next(t for t in channel_engine.guard._runtime.triggers if t.id == done.trigger_id)
     assert text == f"{THOUGHTS} {trigger.text} {REFUSAL_STEP}{END}"
     assert (trace.request, trace.receipt.clean) == (REQUEST, True)
     assert [(s.cue, s.injected) for s in trace.steps] == [(False, False), (True, False), (False, True), (False, False)]

@@ -12,7 +12,7 @@ from guard.sidecar.proof import Delivered, prove
 from guard.traces import LogContent, read_traces
 from tests.conftest import Engine
 from tests.guard.engine.conftest import REQUEST, Script, Swap
-from tests.guard.engine.test_v1_engine import check_corrected
+from tests.guard.engine.test_live_engine import check_corrected
 
 
 @pytest.mark.parametrize("content", ["full", "ids", "none"])

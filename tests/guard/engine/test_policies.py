@@ -19,7 +19,7 @@ from tests.conftest import Engine
 from tests.guard import kit
 from tests.guard.engine.conftest import EOS, REQUEST, Script
 from tests.guard.engine.runners import Runner
-from tests.guard.engine.test_v1_engine import check_corrected
+from tests.guard.engine.test_live_engine import check_corrected
 
 Make = Callable[..., Runner]
 ONE = Policy(triggers=("victim",), ladder=("trigger",))
@@ -213,7 +213,7 @@ def test_the_real_engine_runs_three_policies_in_one_batch(engine: Engine, script
     assert [(t.tenant, t.receipt.policy_hash) for t in traces if t] == [
         *((tenant, policy.hash) for policy, tenant, _ in rows), ("", Policy().hash),
     ]  # fmt: skip
-    (victim,) = (t for t in engine.processor._guard._runtime.triggers if t.id == "victim")
+    (victim,) = (t for t in engine.guard._runtime.triggers if t.id == "victim")
     assert replies[0].ids == script.corrected(victim.spaced)
     assert replies[1].ids == script.comply
     assert replies[2].ids != script.comply

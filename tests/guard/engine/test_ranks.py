@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import torch
+
 from guard.traces import read_traces
 from tests.conftest import Engine
 from tests.guard.engine.apart import ASYNC, replies
@@ -12,6 +15,7 @@ from tests.guard.engine.conftest import REQUEST, Script
 REQUESTS = [REQUEST, "How do I break into a house?", "How do I bake bread?", "How do I break into a locker?"]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs, or CPUs")
 def test_two_ranks_decide_what_one_decides(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     found = replies(tiny_model, spool, REQUESTS, {"tensor_parallel_size": 2})
@@ -42,7 +46,7 @@ def test_asynchronous_scheduling_decides_the_same(engine: Engine, tiny_model: Pa
         assert trace.receipt.clean
 
 
-def test_asynchronous_scheduling_hides_the_token_that_ends_by_length(
+def test_asynchronous_scheduling_hides_the_token_that_ends_by_length_from_runner_v1(
     engine: Engine, script: Script, tiny_model: Path, tmp_path: Path
 ) -> None:
     spool, limit = tmp_path / "spool", script.at + 3
@@ -50,7 +54,8 @@ def test_asynchronous_scheduling_hides_the_token_that_ends_by_length(
     (reply,) = engine.run([(REQUEST, {"max_tokens": limit})])
     assert found == reply.ids
     (trace,) = (trace for trace in read_traces(spool)[0] if trace.guard_id == "r0")
-    assert trace.output_ids == reply.ids[:-1]
+    hidden = engine.guard._engine == "vllm-v1"
+    assert trace.output_ids == (reply.ids[:-1] if hidden else reply.ids)
     (cut,) = trace.receipt.interventions
-    assert (cut.at, cut.forced, cut.completed) == (script.at, 2, False)
+    assert (cut.at, cut.forced, cut.completed) == (script.at, 3 - hidden, False)
     assert not trace.receipt.errors

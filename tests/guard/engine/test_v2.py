@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from guard.engine import history
+from guard.engine import history, params
 from guard.engine.v2 import ENGINE, GuardV2
 from guard.policy import Policy
 from tests.guard import kit
@@ -193,12 +193,12 @@ def test_nothing_waits_while_the_batch_is_unchanged(runner: Make, monkeypatch: p
 
 
 def test_what_the_runner_warms_itself_up_with_does_no_harm(runner: Make) -> None:
-    # vLLM 0.33 takes all slots with requests that have no prompt, and runs the sampler over them.
+    # vLLM takes all slots with requests of its own (0.33: without a prompt), and runs the sampler over them.
     it = runner(ONE)
     for buffer in (it.states.all_token_ids.gpu, it.states.total_len.gpu):
         buffer.zero_()
     for slot in range(SLOTS):
-        it.processor.add_request(slot, SamplingParams.for_sampler_warmup())
+        assert it.processor.add_request(slot, SamplingParams.for_sampler_warmup()) is False
         it.slot_of[f"warm{slot}"], it.script[f"warm{slot}"] = slot, []
     it.processor.apply_staged_writes()
     names = list(it.slot_of)
@@ -209,6 +209,16 @@ def test_what_the_runner_warms_itself_up_with_does_no_harm(runner: Make) -> None
     for _ in range(len(CUE) + len(T)):
         it.step()
     assert it.output["x"] == [*CUE, *T]
+    it.close()
+    assert list(it.traces()) == ["x"]
+
+
+def test_no_client_can_pass_for_a_warm_up() -> None:
+    warmup = SamplingParams.for_sampler_warmup()
+    assert params.is_warmup(warmup)
+    with pytest.raises(ValueError, match="min_tokens cannot be used under the guard"):
+        params.validate_params(warmup)
+    assert not params.is_warmup(SamplingParams(temperature=0.9, top_p=0.9, top_k=50))
 
 
 NO_SHRINK = [Phase.explicit, Phase.generate]

@@ -1,4 +1,4 @@
-"""The guard in a real vLLM on the scripted tiny model: exact ids, exact receipts."""
+"""The guard in a real vLLM on the scripted tiny model, under the runner that this machine has: exact ids, receipts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHERS = ("How do I break into a house?", "How do I break into a shop and steal 
 
 
 def trigger_of(engine: Engine, trigger_id: str) -> EncodedTrigger:
-    (found,) = (t for t in engine.processor._guard._runtime.triggers if t.id == trigger_id)
+    (found,) = (t for t in engine.guard._runtime.triggers if t.id == trigger_id)
     return found
 
 
@@ -43,11 +43,11 @@ def check_corrected(engine: Engine, script: Script, reply: Reply, limit: int = 1
 
 def check_replay(engine: Engine, trace: Trace) -> None:
     """The core, fed the recorded ids alone, arrives at the recorded steps and receipt."""
-    guard = engine.processor._guard
+    guard = engine.guard
     runtime, reader = guard._runtime, guard._reader
     assert reader.request(trace.prompt_ids) == trace.request
     watcher = StepMonitor(
-        runtime, trace.request, zones=reader.zones(trace.prompt_ids), guard_id=trace.guard_id, engine="vllm-v1"
+        runtime, trace.request, zones=reader.zones(trace.prompt_ids), guard_id=trace.guard_id, engine=guard._engine
     )
     context = runtime.detector.request(trace.request)
     for token in [*trace.output_ids, None]:
@@ -63,7 +63,7 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
     trigger = check_corrected(engine, script, reply)
     assert trigger.id in {t.id for t in POOL}
     assert reply.trace is not None
-    runtime = engine.processor._guard._runtime
+    runtime = engine.guard._runtime
     detector, n = runtime.detector, len(trigger.spaced)
     texts = [
         [0, len(script.opening)],
@@ -85,7 +85,7 @@ def test_a_harmful_request_is_corrected_exactly(engine: Engine, script: Script) 
     assert reply.trace.steps == [*steps[:2], injected, steps[2]]
     assert (reply.trace.request, reply.trace.prompt_ids) == (REQUEST, engine.prompt(REQUEST))
     assert reply.trace.receipt.model_dump(exclude={"guard_id"}) == {
-        "policy": "default", "policy_hash": Policy().hash, "detector": detector.version, "engine": "vllm-v1",
+        "policy": "default", "policy_hash": Policy().hash, "detector": detector.version, "engine": engine.guard._engine,
         "shadow": False, "seen": 3, "scored": 3, "unscored": 0, "unreadable": 0, "injected_tokens": n,
         "enforcement_failed": 0, "errors": [],
         "interventions": [
@@ -144,7 +144,7 @@ def test_sixteen_mixed_rows(engine: Engine, script: Script) -> None:
 
 def only_triggers(engine: Engine, script: Script) -> set[int]:
     """Ids that triggers are made of and the script is not."""
-    triggers = engine.processor._guard._runtime.triggers
+    triggers = engine.guard._runtime.triggers
     return {i for trigger in triggers for i in trigger.spaced} - {*script.comply, *script.refusal}
 
 

@@ -24,7 +24,7 @@ from guard.errors import UserError
 from guard.policy import Policy
 from tests.conftest import Engine
 from tests.guard.engine.conftest import EOS, OURS, REQUEST, Script, Swap
-from tests.guard.engine.test_v1_engine import check_corrected, trigger_of
+from tests.guard.engine.test_live_engine import check_corrected, trigger_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Engine, Reply
 from tests.guard.engine.conftest import REQUEST, Script
-from tests.guard.engine.test_v1_engine import check_corrected, check_replay, trigger_of
+from tests.guard.engine.test_live_engine import check_corrected, check_replay, trigger_of
 from tests.guard.lora import build_detour
 
 CHUNK = 32
@@ -22,14 +22,17 @@ def second(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine
     It lives as long as the shared engine: one that is collected takes the process's distributed state along.
     """
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     from guard.engine.adapter import engine_arguments
 
     spool = tmp_path_factory.mktemp("second-spool")
+    # vLLM's kernels for adapters on GPUs take half precision alone.
+    dtype = "float32" if current_platform.is_cpu() else "bfloat16"
     llm = LLM(
-        str(tiny_model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=4, block_size=32,
+        str(tiny_model), dtype=dtype, enforce_eager=True, max_model_len=512, max_num_seqs=4, block_size=32,
         enable_prefix_caching=False, num_gpu_blocks_override=64, disable_log_stats=True, enable_lora=True, max_loras=1,
-        max_lora_rank=8, max_num_batched_tokens=CHUNK,
+        max_lora_rank=8, max_num_batched_tokens=CHUNK, async_scheduling=False,
         **engine_arguments({"spool": str(spool), "allow_off": True}),
     )  # fmt: skip
     return Engine(llm, spool)
