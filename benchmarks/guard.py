@@ -31,7 +31,7 @@ from rich.table import Table
 from classifiers.corpus import part_of
 from classifiers.detector import Detector
 from classifiers.labels import read_authored
-from guard.engine.hardware import fast_dtype
+from guard.engine.hardware import encoder_workers, fast_dtype
 
 if TYPE_CHECKING:
     from benchmarks.guard_rig import Engine, Run
@@ -143,7 +143,7 @@ def prepare(model: Path, scratch: Path, bar: Progress, plan: Plan) -> Bench:
     chats = ([{"role": "user", "content": request}] for request in asked)
     prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
     stream = [t for each in traces for t in tokenizer.encode(" ".join(each.steps) + "\n\n", add_special_tokens=False)]
-    detectors = {"first_tier": FirstTier.load(), "full": Detector.load()}
+    detectors = {"first_tier": FirstTier.load(), "full": Detector.load(workers=encoder_workers())}
     return Bench(model, [p for p in prompts if len(p) <= MAX_PROMPT], stream, detectors, scratch, bar, plan)
 
 

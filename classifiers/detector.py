@@ -6,8 +6,10 @@ Two tiers. The first, hashed and linear, clears steps that are no cue whatever t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,9 @@ from classifiers.hashed import HashedModel
 from classifiers.normalise import normalise
 from classifiers.windows import MOST, within
 from guard.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 DEFAULT = Path(__file__).parent / "default"
 ENCODER_FILE, HEAD_FILE, FIRST_FILE, TOKENIZER_FILE = "encoder.onnx", "head.onnx", "first.onnx", "tokenizer.json"
@@ -68,7 +73,8 @@ def view_of(files: Mapping[str, bytes]) -> Callable[[str], str]:
 class Detector:
     """Scores steps; pure, so the same steps under the same request have the same scores in every process."""
 
-    def __init__(self, manifest: Manifest, files: dict[str, bytes], path: Path) -> None:
+    def __init__(self, manifest: Manifest, files: dict[str, bytes], path: Path, workers: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(workers, "encoder") if workers > 1 else None
         self.manifest = manifest
         self.version = manifest.version
         self.threshold = manifest.threshold
@@ -83,10 +89,14 @@ class Detector:
         self._ranks = None if ranks is None else HashedModel(ranks, str(path / REQUEST_FILE))
 
     @classmethod
-    def load(cls, path: Path | None = None) -> Detector:
-        """Load the detector in directory `path`, or the one shipped in the package. Errors: `load_files`."""
+    def load(cls, path: Path | None = None, workers: int = 1) -> Detector:
+        """Load the detector in directory `path`, or the one shipped in the package. Errors: `load_files`.
+
+        `workers`: threads among which the encoder's texts of one call are shared out. Each text is still encoded by
+        itself on one of them, so their number changes no score.
+        """
         path = path or DEFAULT
-        return cls(*load_files(path, "detector"), path)
+        return cls(*load_files(path, "detector"), path, workers)
 
     def request(self, *messages: str) -> RequestContext:
         """Return the context that a request's steps are scored in; compute it once per request.
@@ -98,8 +108,7 @@ class Detector:
         return max(self._contexts(messages or ("",)), key=lambda context: context.risk)
 
     def _contexts(self, messages: Sequence[str]) -> Iterator[RequestContext]:
-        for ids in self._read(messages):
-            vector = self.encoder.vector(ids)
+        for vector in self._each(self.encoder.vector, self._read(messages)):
             risk = float(self._run_head(vector, np.zeros_like(vector), vector)[RISK])
             if not np.isfinite(risk):
                 risk = 1.0
@@ -133,7 +142,10 @@ class Detector:
         reads all steps at once; those that it clears have the manifest's score for such steps.
         """
         ranked = self._rank([(each.step, each.context) for each in asked])
-        return np.array([self._score(a, r, first_tier) for a, r in zip(asked, ranked, strict=True)], np.float32)
+        scores = [self._cleared(a, r, first_tier) for a, r in zip(asked, ranked, strict=True)]
+        left = [i for i, score in enumerate(scores) if score is None]
+        encoded = self._each(lambda i: self._encoded(asked[i], ranked[i]), left)
+        return np.array([next(encoded) if score is None else score for score in scores], np.float32)
 
     def first_tier(self, steps: Sequence[str], context: RequestContext | None = None) -> list[float | None]:
         """Return the first tier's probability of each step; None for a step without words.
@@ -154,12 +166,19 @@ class Detector:
         pairs = zip(steps, previous, strict=True)
         return np.array([self._run_head(step, last, request)[CUE] for step, last in pairs], np.float32)
 
-    def _score(self, asked: Asked, ranked: Ranked, first_tier: bool) -> float:
+    def _each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """The results in the items' order, from as many threads as there are."""
+        return map(call, items) if self._pool is None or len(items) < 2 else self._pool.map(call, items)
+
+    def _cleared(self, asked: Asked, ranked: Ranked, first_tier: bool) -> float | None:
+        """The score of a step that the encoder need not read; None: it must."""
         bucket = asked.context.bucket
         if ranked.highest is None:
             return 0.0
-        if first_tier and ranked.highest < self.manifest.clear_below[bucket]:
-            return self.manifest.cleared_score[bucket]
+        clears = first_tier and ranked.highest < self.manifest.clear_below[bucket]
+        return self.manifest.cleared_score[bucket] if clears else None
+
+    def _encoded(self, asked: Asked, ranked: Ranked) -> float:
         step = self.encoder.embed(asked.step)
         last = self.encoder.embed(asked.previous) if asked.previous else np.zeros_like(step)
         # What a long step says in its middle counts as well, and what a clause says beside others.

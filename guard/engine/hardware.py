@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -31,3 +32,16 @@ def on_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def encoder_workers() -> int:
+    """Threads for the detector's encoder.
+
+    Beside a model on GPUs half of one GPU's share of the cores, 8 at most: while they encode, the device computes.
+    Where the CPU computes the model, one: every other would take a core from it.
+    """
+    if not on_gpu():
+        return 1
+    import torch
+
+    return max(1, min(8, len(os.sched_getaffinity(0)) // (2 * torch.cuda.device_count())))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from classifiers.detector import Asked, Detector, RequestContext
+from guard.engine.hardware import encoder_workers
 from guard.engine.params import RequestArgs
 from guard.engine.settings import EngineSettings
 from guard.engine.views import Views
@@ -176,8 +177,8 @@ class EngineGuard:
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         backend = tokenizer.backend_tokenizer
         runtime = GuardRuntime.build(
-            load_policy(config.policy), Detector.load(config.detector), backend, str(vllm_config.model_config.model),
-            int(tokenizer.eos_token_id),
+            load_policy(config.policy), Detector.load(config.detector, encoder_workers()), backend,
+            str(vllm_config.model_config.model), int(tokenizer.eos_token_id),
         )  # fmt: skip
         reader = PromptReader.build(tokenizer, runtime.table, runtime.grammar)
         weights = LoadedWeights(lambda: str(vllm_config.model_config.model))

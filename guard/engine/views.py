@@ -13,6 +13,7 @@ from pathlib import Path
 
 from classifiers.artifact import fingerprint
 from classifiers.detector import Detector
+from guard.engine.hardware import encoder_workers
 from guard.engine.params import RequestArgs
 from guard.errors import UserError
 from guard.policy import Policy
@@ -64,7 +65,7 @@ class Views:
         if self._detectors is None or Path(named).name != named:
             raise UserError("the engine knows no such detector", got=named)
         path = self._detectors / named
-        detector = Detector.load(path)
+        detector = Detector.load(path, encoder_workers())
         if fingerprint(path) != named:
             raise UserError(f"{path} is not the detector that its name says", got=fingerprint(path))
         return detector

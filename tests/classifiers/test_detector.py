@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,30 @@ def test_a_vector_that_another_thread_lets_go_is_used_all_the_same() -> None:
     first = encoder.embed("a step")
     encoder._cache = _Contended(encoder._cache)
     assert encoder.embed("a step") is first
+
+
+def test_more_threads_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    many, calls = Detector.load(workers=3), itertools.count()
+    run = many.encoder.vector
+    meeting = threading.Barrier(2, timeout=20)
+
+    def noted(ids: list[int]) -> Vector:
+        if next(calls) < 2:
+            meeting.wait()
+        return run(ids)
+
+    monkeypatch.setattr(many.encoder, "vector", noted)
+    asked = ["How do I bake bread?", "How do I break into a car?"] * 2
+    long = " ".join(f"Tell me about letter {i} of a long text that asks for nothing in particular." for i in range(40))
+    contexts, others = ([each.request(*asked, long) for each in (d, d)] for d in (SHIPPED, many))
+    assert np.array_equal(contexts[0].vector, others[0].vector)
+    assert (contexts[0].risk, contexts[0].bucket) == (others[0].risk, others[0].bucket)
+    steps = [*CUES, *SAFE, "", "Someone keeps their keys in a drawer.", CUES[0]]
+    batches = [[Asked(context, step, CUES[-1]) for step in steps] for context in (contexts[0], others[0])]
+    one, three = (d.score_batch(batch).tolist() for d, batch in zip((SHIPPED, many), batches, strict=True))
+    assert one == three
+    assert not meeting.broken
+    assert next(calls) > 2, "two texts were encoded at once"
 
 
 def test_a_score_that_is_no_number_counts_as_a_cue(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,9 @@ def test_a_detector_under_anothers_name_is_refused(tmp_path: Path) -> None:
 
 def test_views_share_tables_and_detectors_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     views, problems, read = Views(kit.runtime(ONE), "s3cret", tmp_path), [], []
-    monkeypatch.setattr("guard.engine.views.Detector.load", lambda path: read.append(path.name) or kit.WordDetector())
+    monkeypatch.setattr(
+        "guard.engine.views.Detector.load", lambda path, _: read.append(path.name) or kit.WordDetector()
+    )
     monkeypatch.setattr("guard.engine.views.fingerprint", lambda path: path.name)
 
     def view(policy: Policy, detector: str) -> Any:
