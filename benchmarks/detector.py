@@ -1,4 +1,4 @@
-"""What the detector costs: each tier on the authored test steps, one core, interleaved.
+"""What the detector costs: each tier on the authored test steps, interleaved; on one thread, and batches on several.
 
 python -m benchmarks.detector --out runs/bench/detector.json
 """
@@ -23,6 +23,8 @@ from classifiers.encoder import MAX_TOKENS
 from classifiers.labels import read_authored
 
 STEPS = 600
+BATCH, WORKERS = 8, (1, 2, 4)
+"""Steps that the encoder reads in one call, and on how many threads."""
 
 
 def main(
@@ -53,9 +55,10 @@ def main(
             start = time.perf_counter()
             run(request, step)
             times[name].append((time.perf_counter() - start) * 1e3)
+    times |= _batches(model, steps)
     longest = " ".join(["word"] * (MAX_TOKENS - 3))
     times[f"encoder, {MAX_TOKENS} tokens"] = [_once(lambda n=n: embed(f"{longest} {n}")) for n in range(60)]
-    table = Table("milliseconds, one core", "p50", "p95", "n", title=detector.version)
+    table = Table("milliseconds", "p50", "p95", "n", title=detector.version)
     found = {}
     for name, values in times.items():
         p50, p95 = (float(np.percentile(values, q)) for q in (50, 95))
@@ -64,6 +67,19 @@ def main(
     Console().print(table)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _batches(model: Path | None, steps: list[tuple[str, str]]) -> dict[str, list[float]]:
+    """Milliseconds of one call with `BATCH` steps, none of which the first tier clears, by the number of threads."""
+    detectors = {workers: Detector.load(model, workers) for workers in WORKERS}
+    contexts = {workers: detector.request(steps[0][0]) for workers, detector in detectors.items()}
+    times: dict[str, list[float]] = {f"{BATCH} steps, {workers} threads": [] for workers in WORKERS}
+    for start in range(0, len(steps) // 2, BATCH):
+        said = [step for _, step in steps[start : start + BATCH]]
+        for (workers, detector), found in zip(detectors.items(), times.values(), strict=True):
+            context = contexts[workers]
+            found.append(_once(lambda d=detector, c=context, s=said: d.score(c, s, first_tier=False)))
+    return times
 
 
 def _once(run: Callable[[], object]) -> float:
