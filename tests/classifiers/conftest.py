@@ -72,6 +72,6 @@ def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "detector"
     corpus = Corpus(tiny_traces())
     assert {part_of_request(trace.request) for trace in corpus.traces} == {"train", "val", "test"}
-    network = tune_network(corpus, tiny_base, TINY, lambda *_: None)
+    network = tune_network(corpus, tiny_base, TINY, lambda *_: None).network
     finish(encode_with(network, corpus, lambda _: None), out, TINY, lambda _: None, {"how": "tiny"}, network.heads)
     return out
