@@ -20,6 +20,7 @@ from classifiers.detector import Detector
 from classifiers.evaluate import Evaluation
 from classifiers.network import StepNetwork
 from classifiers.perturb import ATTACKS
+from classifiers.sources import SOURCES
 from classifiers.train_cli import save_checkpoint, settle
 from classifiers.tune import TuneConfig
 from guard.errors import UserError
@@ -250,6 +251,29 @@ def test_export_replaces_no_detector_by_a_worse_one(
     assert fingerprint(out) != fingerprint(tiny)
 
 
+@pytest.mark.usefixtures("alone")
+def test_tuning_says_which_epoch_was_kept_and_its_checkpoint_can_be_exported(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classifiers.network.base_directory", lambda _: tiny_base)
+    monkeypatch.setattr("classifiers.corpus.read_authored", tiny_traces)
+    monkeypatch.setattr("classifiers.corpus.demo_traces", list)
+    texts, out, kept = _lines(tmp_path / "none.jsonl", ""), tmp_path / "new", tmp_path / "net.safetensors"
+    asked = ["train", "--tune", "--texts", texts, "--epochs", 3, "--patience", 1, "--checkpoint", kept, "--out", out]
+    result = CliRunner().invoke(app, [str(arg) for arg in [*asked, "--force"]])
+    assert result.exit_code == 0, result.output
+    training = json.loads((out / "manifest.json").read_text())["training"]
+    ran, best = training["epochs_ran"], training["epoch_kept"]
+    assert 1 <= best <= ran <= 3
+    why = "all epochs ran" if ran - best < 1 else "validation below its best for 1 epochs"
+    assert training["how"] == f"encoder fine-tuned for {ran} epochs of at most 3, epoch {best} kept: {why}"
+    assert training["how"] in " ".join(result.output.split())
+    assert training["patience"] == 1
+    run("export", kept, "--out", tmp_path / "again")
+    for name in ("encoder.onnx", "head.onnx", "first.onnx"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
 def test_tuning_needs_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--tune learns from texts"):
         run("train", "--tune", "--out", tmp_path / "detector")
@@ -276,10 +300,13 @@ def test_eval_writes_figures_and_plots(tiny: Path, own: Path, tmp_path: Path) ->
     assert "attack: homoglyphs" in output
 
 
-def test_data_lists_sources() -> None:
-    output = run("data")
-    assert "star1" in output
-    assert "Apache-2.0" in output
+def test_data_lists_each_source_with_licence_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    rows = {line.split("│")[1].strip(): line for line in run("data").splitlines() if line.startswith("│")}
+    assert list(rows) == [source.name for source in SOURCES]
+    for source in SOURCES:
+        assert source.licence in rows[source.name]
+        assert source.version in rows[source.name]
 
 
 def test_agreement_needs_rows(tmp_path: Path) -> None:
