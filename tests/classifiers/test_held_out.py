@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,26 +16,7 @@ from classifiers.labels import LabelledTrace
 from classifiers.measure import choose_threshold
 from classifiers.trained import Trained, train_heads
 from classifiers.vectors import EncodedTrace, RiskVectors
-from tests.classifiers.conftest import TINY, tiny_traces
-
-
-def mixed() -> list[LabelledTrace]:
-    """The tiny traces as two families with ten complying traces each; all of one are German, but for three French."""
-    return [
-        replace(trace, source="ky295_advbench") if (number // 2) % 2
-        else replace(trace, language="fr" if number < 5 else "de")
-        for number, trace in enumerate(tiny_traces())
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def material(tiny: Path) -> Material:
-    return encode_kept(tiny, Corpus(mixed()), lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def everything(material: Material) -> Trained:
-    return train_heads(material.of("train"), material.of("val"), material.risk, TINY)
+from tests.classifiers.conftest import QUICK, mixed_traces, tiny_traces
 
 
 def ids(traces: Sequence[LabelledTrace]) -> set[str]:
@@ -44,7 +24,7 @@ def ids(traces: Sequence[LabelledTrace]) -> set[str]:
 
 
 def test_heads_learn_from_and_are_chosen_on_the_rest_only(
-    material: Material, everything: Trained, monkeypatch: pytest.MonkeyPatch
+    mixed: Material, everything: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[set[str], set[str]]] = []
 
@@ -55,11 +35,11 @@ def test_heads_learn_from_and_are_chosen_on_the_rest_only(
         return train_heads(train, validation, risk, config)
 
     monkeypatch.setattr(module, "train_heads", spy)
-    held_out(material, everything, TINY, lambda _: None)
+    held_out(mixed, everything, QUICK, lambda _: None)
     families = [
-        [trace for trace in mixed() if trace.source != "ky295_advbench"],
-        [trace for trace in mixed() if trace.source != "authored"],
-        [trace for trace in mixed() if trace.language != "de"],
+        [trace for trace in mixed_traces() if trace.source != "ky295_advbench"],
+        [trace for trace in mixed_traces() if trace.source != "authored"],
+        [trace for trace in mixed_traces() if trace.language != "de"],
     ]
     assert seen == [
         tuple(
@@ -70,9 +50,9 @@ def test_heads_learn_from_and_are_chosen_on_the_rest_only(
     ]
 
 
-def test_a_group_is_measured_whole_and_on_its_test_part(material: Material, everything: Trained) -> None:
+def test_a_group_is_measured_whole_and_on_its_test_part(mixed: Material, everything: Trained) -> None:
     said: list[str] = []
-    found, kept = held_out(material, everything, TINY, said.append)
+    found, kept = held_out(mixed, everything, QUICK, said.append)
     assert list(found) == [
         f"{name}, {how}"
         for name in ("R1-Distill-Llama-8B", "authored", "language de")
@@ -83,7 +63,7 @@ def test_a_group_is_measured_whole_and_on_its_test_part(material: Material, ever
         name: f"complying traces: {count}, fewer than 8"
         for name, count in (("DeepSeek-R1", 0), ("EXAONE-4.5-33B", 0), ("demo", 0), ("language fr", 1))
     }
-    family = [each for each in material.traces if each.trace.source == "ky295_advbench"]
+    family = [each for each in mixed.traces if each.trace.source == "ky295_advbench"]
     complying = [each for each in family if "cue" in each.trace.labels]
     tested = [each for each in complying if each.part == "test"]
     counts = [found[f"R1-Distill-Llama-8B, {how}"]["recall_complying_traces"].n
@@ -97,8 +77,8 @@ def test_a_group_is_measured_whole_and_on_its_test_part(material: Material, ever
 
 def test_what_leaves_nothing_to_learn_from_is_told(tiny: Path) -> None:
     alone = encode_kept(tiny, Corpus(tiny_traces()), lambda _: None)
-    trained = train_heads(alone.of("train"), alone.of("val"), alone.risk, TINY)
-    found, kept = held_out(alone, trained, TINY, lambda _: None)
+    trained = train_heads(alone.of("train"), alone.of("val"), alone.risk, QUICK)
+    found, kept = held_out(alone, trained, QUICK, lambda _: None)
     assert found == {}
     assert kept["authored"] == "without it there is nothing to train or validate on"
 
@@ -107,6 +87,6 @@ def test_english_is_never_left_out() -> None:
     assert list(groups([])) == ["DeepSeek-R1", "R1-Distill-Llama-8B", "EXAONE-4.5-33B", "authored", "demo"]
 
 
-def test_the_threshold_is_chosen_on_validation(material: Material, everything: Trained) -> None:
-    scored = score_traces(everything.heads, material.of("val"))
-    assert everything.threshold == choose_threshold(scored, TINY.allowed)
+def test_the_threshold_is_chosen_on_validation(mixed: Material, everything: Trained) -> None:
+    scored = score_traces(everything.heads, mixed.of("val"))
+    assert everything.threshold == choose_threshold(scored, QUICK.allowed)
