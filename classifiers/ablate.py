@@ -4,30 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from classifiers.build import BuildConfig, Material, encode_kept
-from classifiers.corpus import Corpus
-from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
-from classifiers.measure import choose_threshold, figures
+from classifiers.build import BuildConfig, Material
+from classifiers.held_out import held_out
 from classifiers.stats import Rate
+from classifiers.trained import Trained, train_heads
 from classifiers.vectors import EncodedTrace
 
 Change = Callable[[EncodedTrace], EncodedTrace]
-KEPT = (
-    "recall_complying_traces", "flagged_benign_traces", "flagged_alarming_traces", "flagged_deliberating_traces",
-    "auroc_cue_vs_benign", "auroc_cue_vs_alarming", "auroc_cue_vs_deliberation",
-)  # fmt: skip
+Say = Callable[[str], None]
 
 
-def ablations(source: Path, corpus: Corpus, seed: int, say: Callable[[str], None]) -> dict[str, dict[str, Rate]]:
-    """Return the test figures of each variant; the encoder is the artifact's and saw all of its training data."""
-    material = encode_kept(source, corpus, say)
-    variants: dict[str, tuple[Change, Callable[[EncodedTrace], bool]]] = {
-        "everything": (_same, _all),
+class Ablations(BaseModel):
+    """What `classifier ablate` writes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    encoder: str
+    """The detector whose encoder the heads read."""
+    seed: int
+    heads: dict[str, dict[str, Rate]]
+    """The test part under heads that did without something."""
+    unseen: dict[str, dict[str, Rate]]
+    """A family or a language under heads that never saw it."""
+    kept: dict[str, str]
+    """The families and languages that could not be left out, and why."""
+    command: str
+
+
+def ablate(material: Material, encoder: str, config: BuildConfig, command: str, say: Say) -> Ablations:
+    """Train and measure every variant; the encoder saw all of its training data whatever the heads do without."""
+    say("everything")
+    everything = train_heads(material.of("train"), material.of("val"), material.risk, config)
+    heads = variants(material, everything, config, say)
+    unseen, kept = held_out(material, everything, config, say)
+    return Ablations(encoder=encoder, seed=config.seed, heads=heads, unseen=unseen, kept=kept, command=command)
+
+
+def variants(material: Material, everything: Trained, config: BuildConfig, say: Say) -> dict[str, dict[str, Rate]]:
+    """The test figures of each variant, and of `everything`."""
+    without: dict[str, tuple[Change, Callable[[EncodedTrace], bool]]] = {
         "without the request": (_without_request, _all),
         "without the step before": (_without_previous, _all),
         "without authored traces": (_same, lambda each: each.trace.source != "authored"),
@@ -35,21 +55,13 @@ def ablations(source: Path, corpus: Corpus, seed: int, say: Callable[[str], None
         "labels: a half": (_same, lambda each: _share(each) < 0.5),
         "labels: a quarter": (_same, lambda each: _share(each) < 0.25),
     }
-    found = {}
-    for name, (change, keep) in variants.items():
+    found = {"everything": everything.figures(material.of("test"))}
+    for name, (change, keep) in without.items():
         say(name)
-        found[name] = _run(material, change, keep, seed)
+        train = _changed((each for each in material.of("train") if keep(each)), change)
+        trained = train_heads(train, _changed(material.of("val"), change), material.risk, config)
+        found[name] = trained.figures(_changed(material.of("test"), change))
     return found
-
-
-def _run(material: Material, change: Change, keep: Callable[[EncodedTrace], bool], seed: int) -> dict[str, Rate]:
-    config = BuildConfig(seed=seed)
-    train = _changed((each for each in material.of("train") if keep(each)), change)
-    validation, test = _changed(material.of("val"), change), _changed(material.of("test"), change)
-    heads = calibrate(fit_heads(train, validation, material.risk, HeadConfig(seed=seed)), validation, material.risk)
-    threshold = choose_threshold(score_traces(heads, validation), config.allowed)
-    measured = figures(score_traces(heads, test), threshold)
-    return {name: measured[name] for name in KEPT if name in measured}
 
 
 def _changed(traces: Iterable[EncodedTrace], change: Change) -> list[EncodedTrace]:

@@ -37,7 +37,7 @@ from classifiers.labels import Kind, LabelledTrace
 from classifiers.measure import Scored, calibration, choose_threshold, figures
 from classifiers.network import Heads, StepNetwork
 from classifiers.stats import Rate
-from classifiers.tune import TuneConfig, tune
+from classifiers.tune import TuneConfig, Tuned, tune
 from classifiers.vectors import EncodedTrace, RiskVectors, encode_requests, encode_traces, pack, unpack
 from classifiers.wrapped import Wrapper, small_talk
 
@@ -95,8 +95,8 @@ class Material:
         return [each for each in (*self.traces, *self.wrapped) if each.part == part]
 
 
-def tune_network(corpus: Corpus, base: Path, config: BuildConfig, tick: Callable[[int, int, str], None]) -> StepNetwork:
-    """Fine-tune the pretrained encoder on the training part."""
+def tune_network(corpus: Corpus, base: Path, config: BuildConfig, tick: Callable[[int, int, str], None]) -> Tuned:
+    """Fine-tune the pretrained encoder on the training part; the epoch follows from the validation part's AUROCs."""
     validation = corpus.part("val")
 
     @torch.no_grad()

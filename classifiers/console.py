@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from classifiers.artifact import Manifest
     from classifiers.compare import Difference
+    from classifiers.evaluate import Evaluation
     from classifiers.stats import Rate
 
 
@@ -28,6 +29,25 @@ def print_rates(title: str, rates: dict[str, Rate]) -> None:
     for name, rate in rates.items():
         table.add_row(name.replace("_", " "), f"{rate.rate:.3f} [{rate.lo:.3f}, {rate.hi:.3f}]", str(rate.n))
     Console().print(table)
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """Print every view of an evaluation, and what could not be measured."""
+    print_rates(
+        f"per request: {found.detector}, {found.traces} traces of the test part, threshold {found.threshold:g}",
+        found.per_request,
+    )
+    print_rates("per step", found.per_step)
+    for zone, part in found.per_zone.items():
+        if part:
+            print_rates(f"zone: {zone}", part)
+    for name, part in found.slices.items():
+        print_rates(name, part)
+    print_rates("tiers, traces with text", found.tiers)
+    for name, part in found.attacks.items():
+        print_rates(f"attack: {name}", part)
+    for note in found.notes:
+        Console().print(note, highlight=False)
 
 
 def print_differences(first: Path, second: Path, differences: list[Difference]) -> None:

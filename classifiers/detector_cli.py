@@ -10,17 +10,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from classifiers.console import print_differences, print_rates, progress
+from classifiers.console import print_differences, print_evaluation, print_rates, progress
 from classifiers.train_cli import WORSE, Own, Texts, export, tell, train
 from guard.errors import UserError
 
 Model = Annotated[Path | None, typer.Option(help="Artifact directory; by default the one in the package.")]
 
 
+def command() -> str:
+    """The command line as it was typed."""
+    return " ".join(["cli.py", *sys.argv[1:]])
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the classifiers' command group."""
-    for command in (train, export, ablate, label):
-        app.command()(command)
+    for each in (train, export, ablate, label):
+        app.command()(each)
     app.command("eval")(evaluate)
     app.command("compare")(compare_two)
     app.command("data")(data)
@@ -53,8 +58,18 @@ def evaluate(
     model: Model = None,
     own: Own = None,
     texts: Texts = None,
+    traces: Annotated[
+        Path | None, typer.Option(help="Directory that `serve` wrote traces to: flagged shares of each zone.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --traces: model whose tokenizer decodes them; by default theirs.")
+    ] = None,
+    responses: Annotated[
+        Path | None,
+        typer.Option(help='Completions that people judged, for the answer zone: {"request", "response", "harmful"}.'),
+    ] = None,
 ) -> None:
-    """Measure a detector on the frozen test part: figures, slices, tiers, attacks, and plots.
+    """Measure a detector on the frozen test part: per request, per step, per zone, slices, tiers, attacks, and plots.
 
     Public traces are measured from the vectors in the artifact, or from their texts where --texts gives them.
     Example: cli.py classifier eval --out runs/eval
@@ -64,27 +79,24 @@ def evaluate(
     from classifiers.detector import DEFAULT, Detector
     from classifiers.evaluate import evaluate as run
     from classifiers.evaluate import frozen_part
+    from classifiers.judge_data import read_responses
     from classifiers.plots import draw
+    from classifiers.review import from_spool
 
     detector, corpus = Detector.load(model), read_corpus(texts, None, own or ())
+    recorded = from_spool(traces, tokenizer) if traces else []
+    judged = read_responses(responses) if responses else []
     tell(corpus)
-    traces = frozen_part(model or DEFAULT, detector, corpus)
-    if not traces:
+    part = frozen_part(model or DEFAULT, detector, corpus)
+    if not part:
         raise UserError("there is nothing to measure on", wanted="traces of the test part")
     with progress("Measuring the detector") as (say, _):
-        found = run(detector, traces, " ".join(["cli.py", *sys.argv[1:]]), say)
+        found = run(detector, part, command(), say, recorded, judged)
         out.mkdir(parents=True, exist_ok=True)
         (out / "eval.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
         say("drawing")
-        draw(score_encoded(detector, traces), detector.threshold, out)
-    print_rates(
-        f"{found.detector}, {found.traces} traces of the test part, threshold {found.threshold:g}", found.overall
-    )
-    for name, part in found.slices.items():
-        print_rates(name, part)
-    print_rates("tiers, traces with text", found.tiers)
-    for name, part in found.attacks.items():
-        print_rates(f"attack: {name}", part)
+        draw(score_encoded(detector, part), detector.threshold, found.per_zone, out)
+    print_evaluation(found)
     Console().print(f"Written to {out}", highlight=False)
 
 
@@ -94,23 +106,28 @@ def ablate(
     texts: Texts = None,
     seed: Annotated[int, typer.Option(help="Of the heads.")] = 0,
 ) -> None:
-    """Train the heads again without one thing at a time, on the same encoder, and measure the test part.
+    """Train the heads again without one thing at a time, on the same encoder, and measure the test part; then without
+    one model family or language at a time, and measure that.
 
     Example: cli.py classifier ablate --out runs/ablations.json
     """
-    import json
-
-    from classifiers.ablate import ablations
+    from classifiers import ablate as ablations
+    from classifiers.artifact import load_files
+    from classifiers.build import BuildConfig, encode_kept
     from classifiers.corpus import read_corpus
     from classifiers.detector import DEFAULT
+    from classifiers.head_fit import HeadConfig
 
+    source, config = model or DEFAULT, BuildConfig(seed, heads=HeadConfig(seed))
+    manifest, _ = load_files(source, "detector")
     with progress("Ablations") as (say, _):
-        found = ablations(model or DEFAULT, read_corpus(texts), seed, say)
+        found = ablations.ablate(encode_kept(source, read_corpus(texts), say), manifest.version, config, command(), say)
     out.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: {key: rate.model_dump() for key, rate in part.items()} for name, part in found.items()}
-    out.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    for name, part in found.items():
+    out.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for name, part in (found.heads | found.unseen).items():
         print_rates(name, part)
+    for name, why in found.kept.items():
+        Console().print(f"Not left out: {name} ({why})", highlight=False)
 
 
 def label(
@@ -146,11 +163,9 @@ def data(
     """
     from classifiers.sources import SOURCES, assemble
 
-    table = Table(title="Public sources")
-    for column in ("source", "what", "licence", "where", "used for"):
-        table.add_column(column)
+    table = Table("source", "what", "licence", "where", "version", "used for", title="Public sources")
     for source in SOURCES:
-        table.add_row(source.name, source.what, source.licence, source.where, source.use)
+        table.add_row(source.name, source.what, source.licence, source.where, source.version, source.use)
     Console().print(table)
     if out:
         with progress("Assembling") as (say, _):

@@ -1,4 +1,4 @@
-"""Measures a detector on the frozen test part: overall, by slice, by tier, under attack."""
+"""Measures a detector on the frozen test part: per request, per step, per zone, by slice, by tier, under attack."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from classifiers.artifact import load_files
 from classifiers.build import score_encoded
 from classifiers.corpus import Corpus
 from classifiers.detector import REPLAY_FILE, Detector
+from classifiers.judge_data import LabelledResponse
 from classifiers.labels import LabelledTrace
-from classifiers.measure import Scored, calibration, figures, slices
+from classifiers.measure import Scored, calibration, figures, request_figures, slices, step_figures
 from classifiers.perturb import ATTACKS, attacked, rewritten
+from classifiers.review import Reviewed
 from classifiers.stats import Rate, bootstrap
 from classifiers.vectors import EncodedTrace, encode_traces, unpack
+from classifiers.zones import ZoneRates, answer_figures, recorded_figures, zone_figures
 
 Tick = Callable[[str], None]
 SUMMARY = (
@@ -25,6 +28,11 @@ SUMMARY = (
     "median_tokens_to_detection", "auroc_cue_vs_benign", "auroc_cue_vs_deliberation",
 )  # fmt: skip
 """The figures of a slice."""
+NO_ANSWERS = (
+    "No labelled step of the test part stands in an answer: the labelled traces that ship are reasoning only. Label "
+    "outputs whose policy watched `zones: [reasoning, answer]` (--data), or give them unlabelled (--traces), or give "
+    "completions that people judged (--responses)."
+)
 
 
 class Evaluation(BaseModel):
@@ -35,7 +43,12 @@ class Evaluation(BaseModel):
     detector: str
     threshold: float
     traces: int
-    overall: dict[str, Rate]
+    per_request: dict[str, Rate]
+    per_step: dict[str, Rate]
+    per_zone: ZoneRates
+    """Of labelled steps, of recorded outputs and of judged completions, as far as they were given."""
+    notes: list[str]
+    """What could not be measured, and what it would take."""
     slices: dict[str, dict[str, Rate]]
     tiers: dict[str, Rate]
     """What the first tier clears and what that costs, on traces with their text."""
@@ -58,23 +71,35 @@ def frozen_part(path: Path, detector: Detector, corpus: Corpus) -> list[EncodedT
 
 
 def evaluate(
-    detector: Detector, traces: Sequence[EncodedTrace], command: str, tick: Tick = lambda _: None
+    detector: Detector,
+    traces: Sequence[EncodedTrace],
+    command: str,
+    tick: Tick = lambda _: None,
+    recorded: Sequence[Reviewed] = (),
+    responses: Sequence[LabelledResponse] = (),
 ) -> Evaluation:
-    """Score all traces and return every figure."""
+    """Score all traces, what an operator recorded and what people judged, and return every figure."""
     tick("scoring")
     scored = score_encoded(detector, traces)
-    overall = figures(scored, detector.threshold)
+    per_step = step_figures(scored, detector.threshold)
     if scored:
-        overall["calibration_error"] = calibration(scored)
+        per_step["calibration_error"] = calibration(scored)
+    per_zone = zone_figures(scored, detector.threshold)
+    notes = [NO_ANSWERS] if not per_zone["answer"] else []
+    for zone, found in recorded_figures(detector, recorded, tick).items():
+        per_zone[zone] |= found
+    per_zone["answer"] |= answer_figures(detector, responses, tick)
     tick("the first tier")
-    tiers = tier_figures(detector, traces)
     return Evaluation(
         detector=detector.version,
         threshold=detector.threshold,
         traces=len(traces),
-        overall=overall,
+        per_request=request_figures(scored, detector.threshold),
+        per_step=per_step,
+        per_zone=per_zone,
+        notes=notes,
         slices={name: _summary(part, detector.threshold) for name, part in slices(scored).items()},
-        tiers=tiers,
+        tiers=tier_figures(detector, traces),
         attacks=attack_figures(detector, traces, tick),
         command=command,
     )

@@ -80,6 +80,14 @@ class AuthoredTrace(BaseModel):
     label: Kind
     request: str
     steps: list[tuple[str, Label]]
+    answer: list[int] = []
+    """Steps that stand in the answer; the others are reasoning."""
+
+    @model_validator(mode="after")
+    def _within(self) -> AuthoredTrace:
+        if any(not 0 <= index < len(self.steps) for index in self.answer):
+            raise ValueError(f"`answer` names a step that is not there; wanted 0 to {len(self.steps) - 1}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class LabelledTrace:
     unsure: frozenset[int] = frozenset()
     unlabelled: frozenset[int] = frozenset()
     """Steps that nobody has labelled: they are what came before another step, and are not learned from."""
+    answer: frozenset[int] = frozenset()
+    """Steps that stand in the answer; the others are reasoning."""
     outcome: str = "unknown"
     language: str = "en"
     category: str = ""
@@ -126,6 +136,7 @@ def authored_trace(row: AuthoredTrace, source: str = "authored") -> LabelledTrac
     return LabelledTrace(
         id=row.id, source=source, request=row.request, kind=row.label, language=row.lang, category=row.category,
         steps=tuple(text for text, _ in row.steps), labels=tuple(label for _, label in row.steps),
+        answer=frozenset(row.answer),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Plots of one evaluation, as PNG: ROC, precision and recall, reliability, when a cue is first seen."""
+"""Plots of one evaluation, as PNG: ROC, precision and recall, reliability, when a cue is first seen, shares by zone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from classifiers.measure import BINS, WITHIN_TOKENS, Floats, Scored, step_columns
+from classifiers.zones import ZoneRates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,9 @@ MOST = 6
 """Curves in one plot, the largest sources first."""
 
 
-def draw(scored: Sequence[Scored], threshold: float, out: Path) -> list[Path]:
-    """Write roc.png, precision_recall.png, reliability.png and first_detection.png to `out`; return their paths."""
+def draw(scored: Sequence[Scored], threshold: float, per_zone: ZoneRates, out: Path) -> list[Path]:
+    """Write roc.png, precision_recall.png, reliability.png, first_detection.png and zones.png to `out`; return their
+    paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,6 +35,7 @@ def draw(scored: Sequence[Scored], threshold: float, out: Path) -> list[Path]:
         ("precision_recall", lambda axes: _curves(axes, scored, roc=False)),
         ("reliability", lambda axes: _reliability(axes, scored)),
         ("first_detection", lambda axes: _first(axes, scored, threshold)),
+        ("zones", lambda axes: _zones(axes, per_zone)),
     )
     for name, plot in plots:
         figure, axes = plt.subplots(figsize=(6, 4.2), dpi=130)
@@ -104,3 +107,20 @@ def _first(axes: Axes, scored: Sequence[Scored], threshold: float) -> None:
     axes.set_xlabel("tokens of reasoning until the first flagged step has ended")
     axes.set_ylabel(f"share of {len(complying)} complying traces")
     axes.set_title("When a complying reasoning is first flagged", fontsize=11, loc="left")
+
+
+def _zones(axes: Axes, per_zone: ZoneRates) -> None:
+    """Every share of requests and steps that are flagged, with its interval, one mark a zone."""
+    colours = {"reasoning": COOL, "answer": WARM}
+    names = sorted({name for found in per_zone.values() for name in found if name.startswith(("recall_", "flagged_"))})
+    for (zone, found), shift in zip(per_zone.items(), (0.15, -0.15), strict=True):
+        rows = [(place + shift, found[name]) for place, name in enumerate(names) if name in found]
+        shares = [rate.rate for _, rate in rows]
+        ends = [[rate.rate - rate.lo for _, rate in rows], [rate.hi - rate.rate for _, rate in rows]]
+        label = zone if rows else f"{zone}: nothing measured"
+        axes.errorbar(shares, [y for y, _ in rows], xerr=ends, fmt="o", ms=4, lw=1, color=colours[zone], label=label)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=7)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share, 95 % interval")
+    axes.set_title("Flagged, by zone", fontsize=11, loc="left")
+    axes.legend(frameon=False, fontsize=8)

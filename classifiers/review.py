@@ -38,16 +38,19 @@ Ask = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Reviewed:
-    """One reasoning to label."""
+    """One output to label."""
 
     id: str
     request: str
     steps: tuple[str, ...]
+    answer: frozenset[int] = frozenset()
+    """Steps that stand in the answer; the others are reasoning."""
 
 
 def from_spool(directory: Path, model: str | None) -> list[Reviewed]:
-    """The reasonings of a trace directory: probes and injected triggers left out, cues that triggers took the place of
-    put back. UserError when they cannot be decoded, or when the policy kept no requests."""
+    """The outputs of a trace directory, as far as the guard watched them: probes and injected triggers left out, cues
+    that triggers took the place of put back. UserError when they cannot be decoded, or when the policy kept no
+    requests."""
     asked = [trace for trace in read_traces(directory)[0] if trace.receipt.policy != PROBE]
     traces = [trace for trace in asked if trace.log_content == "full"]
     if asked and not traces:
@@ -60,8 +63,9 @@ def from_spool(directory: Path, model: str | None) -> list[Reviewed]:
         decode = decode_of(trace)
         if decode is None:
             raise UserError(f"trace {trace.guard_id} cannot be decoded", fix="Give --model: its tokenizer is needed")
-        texts = tuple(text for _, text in written_steps(trace, decode))
-        found.append(Reviewed(trace.guard_id, trace.request, texts))
+        written = written_steps(trace, decode)
+        answer = frozenset(i for i, (index, _) in enumerate(written) if trace.steps[index].zone == "answer")
+        found.append(Reviewed(trace.guard_id, trace.request, tuple(text for _, text in written), answer))
     return found
 
 
@@ -133,7 +137,7 @@ def _ask_one(row: Reviewed, scores: Sequence[float], threshold: float, console: 
     ]
     return AuthoredTrace(
         id=row.id, lang="und", category="reviewed", label=KINDS[kind], request=row.request,
-        steps=list(zip(row.steps, labels, strict=True)),
+        steps=list(zip(row.steps, labels, strict=True)), answer=sorted(row.answer),
     ).model_dump_json()  # fmt: skip
 
 

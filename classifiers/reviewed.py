@@ -64,13 +64,14 @@ def _learned(trace: Trace, labels: dict[int, Label], kind: Kind, decode: Decoder
     """A label on a trigger's step is meant for the cue whose place the trigger took; without one the cue, which the
     model went on without, is no part of the trace."""
     kept = [
-        (text, labels.get(index))
+        (text, labels.get(index), trace.steps[index].zone)
         for index, text in written_steps(trace, decode)
         if index in labels or not trace.steps[index].injected
     ]
     return LabelledTrace(
         id=f"review/{trace.guard_id}", source="own", request=trace.request, kind=kind, language="und",
-        category="reviewed", steps=tuple(text for text, _ in kept),
-        labels=tuple(label or "neutral" for _, label in kept),
-        unlabelled=frozenset(i for i, (_, label) in enumerate(kept) if label is None),
+        category="reviewed", steps=tuple(text for text, _, _ in kept),
+        labels=tuple(label or "neutral" for _, label, _ in kept),
+        unlabelled=frozenset(i for i, (_, label, _) in enumerate(kept) if label is None),
+        answer=frozenset(i for i, (_, _, zone) in enumerate(kept) if zone == "answer"),
     )  # fmt: skip

@@ -61,7 +61,10 @@ def train(
     authored: Annotated[
         bool, typer.Option(help="Learn from the shipped authored traces too; they validate and measure in any case.")
     ] = True,
-    epochs: Annotated[int, typer.Option(min=1, max=500, help="With --tune: passes over the data.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, max=500, help="With --tune: passes over the data, at most.")] = 5,
+    patience: Annotated[
+        int, typer.Option(min=1, max=500, help="With --tune: stop when validation was below its best for so many.")
+    ] = 2,
     head_epochs: Annotated[int, typer.Option(min=1, max=500, help="Without --tune: passes over the vectors.")] = 20,
     head_lr: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Without --tune: learning rate of the heads.")
@@ -95,7 +98,7 @@ def train(
     from classifiers.tune import TuneConfig
 
     heads_config = HeadConfig(seed, head_epochs, lr=head_lr, cue_weight=cue_weight)
-    tune_config = TuneConfig(seed=seed, epochs=epochs, cue_weight=cue_weight)
+    tune_config = TuneConfig(seed=seed, epochs=epochs, patience=patience, cue_weight=cue_weight)
     config = BuildConfig(seed, fpr, fpr_alarming, tune_config, heads_config)
     if tune and texts is None:
         raise UserError(
@@ -121,10 +124,13 @@ def train_whole(
     from classifiers.build import encode_with, finish, tune_network
 
     with progress("Training the detector") as (say, tick):
-        network = tune_network(corpus, base, config, tick)
+        network, kept, ran, why = tune_network(corpus, base, config, tick)
+        how = f"encoder fine-tuned for {ran} epochs of at most {config.tune.epochs}, epoch {kept} kept: {why}"
+        Console(stderr=True).print(how, highlight=False)
         if checkpoint:
             save_checkpoint(network, checkpoint)
-        told: dict[str, str | int | float] = {"how": f"encoder fine-tuned for {config.tune.epochs} epochs", "own": own}
+        told: dict[str, str | int | float] = {"how": how, "own": own, "epoch_kept": kept, "epochs_ran": ran}
+        told["patience"] = config.tune.patience
         return finish(encode_with(network, corpus, say), out, config, say, told, network.heads)
 
 

@@ -1,7 +1,7 @@
 """Fine-tunes the encoder with its heads on labelled traces: windows of consecutive steps, each beside its request.
 
 A batch holds windows of a few traces and some requests for the risk alone. Every epoch is measured on the validation
-part; the best one is kept.
+part; the best one is kept, and training stops when none has been as good for a while.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class TuneConfig:
 
     seed: int = 0
     epochs: int = 5
+    """At most; training stops when validation has stayed below its best for `patience` epochs."""
+    patience: int = 2
     lr: float = 1e-4
     head_lr: float = 1e-3
     frozen_layers: int = 3
@@ -64,6 +67,18 @@ class TuneConfig:
 Window = tuple[LabelledTrace, int, int]
 
 
+class Tuned(NamedTuple):
+    """A fine-tuned network and how its training went; epochs are counted from 1."""
+
+    network: StepNetwork
+    kept: int
+    """The epoch whose weights these are."""
+    ran: int
+    """The last epoch that was trained."""
+    why: str
+    """Why it was the last."""
+
+
 def tune(
     base: Path,
     traces: Sequence[LabelledTrace],
@@ -71,9 +86,10 @@ def tune(
     validate: Callable[[StepNetwork], float],
     config: TuneConfig,
     tick: Tick = lambda *_: None,
-) -> StepNetwork:
+) -> Tuned:
     """Return the network of the epoch with the highest `validate`, in evaluation mode.
 
+    The learning rate falls over all of `epochs`, so a run that stops early is the beginning of the one that does not.
     ValueError without traces. Two runs of one configuration on one machine give the same weights.
     """
     if not traces:
@@ -82,8 +98,9 @@ def tune(
     rng = random.Random(config.seed)
     network, wrapper = StepNetwork(base, config.frozen_layers), Wrapper(traces)
     optimiser, schedule, total = _optimiser(network, len(_windows(traces, config, rng)), config)
-    best, kept, done = float("-inf"), copy.deepcopy(network.state_dict()), 0
-    for epoch in range(config.epochs):
+    best, kept, at, done = float("-inf"), copy.deepcopy(network.state_dict()), 0, 0
+    why = "all epochs ran"
+    for epoch in range(1, config.epochs + 1):
         network.learning()
         windows = _windows(traces, config, rng)
         for start in range(0, len(windows), config.traces):
@@ -91,21 +108,33 @@ def tune(
             drawn = rng.sample(requests, min(config.requests, len(requests)))
             asked = [(wrapper.asked(row, rng), float(row.label == "harmful")) for row in drawn]
             loss = _loss(network, shown, asked, config.cue_weight, rng)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
+            _improve(network, loss, optimiser, schedule)
             done += 1
-            tick(done, total, f"epoch {epoch + 1} of {config.epochs}, loss {loss.item():.3f}")
-        network.eval()
-        found = validate(network)
-        tick(done, total, f"epoch {epoch + 1} of {config.epochs}, validation {found:.4f}")
+            tick(done, total, f"epoch {epoch} of {config.epochs}, loss {loss.item():.3f}")
+        found = validate(network.eval())
         # Of epochs that rank alike the last: its probabilities are the best learned.
         if found >= best:
-            best, kept = found, copy.deepcopy(network.state_dict())
+            best, kept, at = found, copy.deepcopy(network.state_dict()), epoch
+        tick(done, total, f"epoch {epoch} of {config.epochs}, validation {found:.4f}, best {best:.4f} in epoch {at}")
+        if epoch - at >= config.patience:
+            why = f"validation below its best for {config.patience} epochs"
+            break
     network.load_state_dict(kept)
-    return network.eval()
+    return Tuned(network.eval(), at, epoch, why)
+
+
+def _improve(
+    network: StepNetwork,
+    loss: Tensor,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> None:
+    """One step down the gradient of a batch's loss."""
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    schedule.step()
 
 
 def _optimiser(

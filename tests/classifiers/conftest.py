@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from classifiers.build import BuildConfig, encode_with, finish, tune_network
+from classifiers.build import BuildConfig, Material, encode_kept, encode_with, finish, tune_network
 from classifiers.corpus import Corpus, part_of_request
 from classifiers.detector import DEFAULT, TOKENIZER_FILE
 from classifiers.head_fit import HeadConfig
 from classifiers.labels import Kind, Label, LabelledTrace
+from classifiers.trained import Trained, train_heads
 from classifiers.tune import TuneConfig
 
 HARMFUL = ["steal a", "forge a", "burn down the", "poison the", "sabotage the"]
@@ -72,6 +74,30 @@ def tiny(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "detector"
     corpus = Corpus(tiny_traces())
     assert {part_of_request(trace.request) for trace in corpus.traces} == {"train", "val", "test"}
-    network = tune_network(corpus, tiny_base, TINY, lambda *_: None)
+    network = tune_network(corpus, tiny_base, TINY, lambda *_: None).network
     finish(encode_with(network, corpus, lambda _: None), out, TINY, lambda _: None, {"how": "tiny"}, network.heads)
     return out
+
+
+QUICK = replace(TINY, heads=HeadConfig(epochs=10, patience=10, lr=5e-3, batch=32))
+"""For measurements that train heads many times."""
+
+
+def mixed_traces() -> list[LabelledTrace]:
+    """The tiny traces as two families with ten complying traces each; all of one are German, but for three French."""
+    return [
+        replace(trace, source="ky295_advbench")
+        if (number // 2) % 2
+        else replace(trace, language="fr" if number < 5 else "de")
+        for number, trace in enumerate(tiny_traces())
+    ]
+
+
+@pytest.fixture(scope="session")
+def mixed(tiny: Path) -> Material:
+    return encode_kept(tiny, Corpus(mixed_traces()), lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def everything(mixed: Material) -> Trained:
+    return train_heads(mixed.of("train"), mixed.of("val"), mixed.risk, QUICK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,14 +18,18 @@ from classifiers.artifact import fingerprint
 from classifiers.cli import app
 from classifiers.corpus import Corpus, part_of_request, read_corpus
 from classifiers.detector import Detector
-from classifiers.evaluate import Evaluation
+from classifiers.evaluate import NO_ANSWERS, Evaluation
 from classifiers.network import StepNetwork
 from classifiers.perturb import ATTACKS
+from classifiers.sources import SOURCES
+from classifiers.stats import Rate
 from classifiers.train_cli import save_checkpoint, settle
 from classifiers.tune import TuneConfig
 from guard.errors import UserError
 from guard.steps import split_text
+from guard.traces import Spool
 from tests.classifiers.conftest import CUES, SAFE, tiny_traces
+from tests.classifiers.test_review import kit_model, recorded
 
 
 def run(*args: object) -> str:
@@ -250,6 +255,29 @@ def test_export_replaces_no_detector_by_a_worse_one(
     assert fingerprint(out) != fingerprint(tiny)
 
 
+@pytest.mark.usefixtures("alone")
+def test_tuning_says_which_epoch_was_kept_and_its_checkpoint_can_be_exported(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classifiers.network.base_directory", lambda _: tiny_base)
+    monkeypatch.setattr("classifiers.corpus.read_authored", tiny_traces)
+    monkeypatch.setattr("classifiers.corpus.demo_traces", list)
+    texts, out, kept = _lines(tmp_path / "none.jsonl", ""), tmp_path / "new", tmp_path / "net.safetensors"
+    asked = ["train", "--tune", "--texts", texts, "--epochs", 3, "--patience", 1, "--checkpoint", kept, "--out", out]
+    result = CliRunner().invoke(app, [str(arg) for arg in [*asked, "--force"]])
+    assert result.exit_code == 0, result.output
+    training = json.loads((out / "manifest.json").read_text())["training"]
+    ran, best = training["epochs_ran"], training["epoch_kept"]
+    assert 1 <= best <= ran <= 3
+    why = "all epochs ran" if ran - best < 1 else "validation below its best for 1 epochs"
+    assert training["how"] == f"encoder fine-tuned for {ran} epochs of at most 3, epoch {best} kept: {why}"
+    assert training["how"] in " ".join(result.output.split())
+    assert training["patience"] == 1
+    run("export", kept, "--out", tmp_path / "again")
+    for name in ("encoder.onnx", "head.onnx", "first.onnx"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
 def test_tuning_needs_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--tune learns from texts"):
         run("train", "--tune", "--out", tmp_path / "detector")
@@ -265,21 +293,67 @@ def test_eval_writes_figures_and_plots(tiny: Path, own: Path, tmp_path: Path) ->
     output = run("eval", "--model", tiny, "--data", own, "--out", tmp_path / "eval")
     found = Evaluation.model_validate_json((tmp_path / "eval" / "eval.json").read_text())
     assert found.detector == Detector.load(tiny).version
-    assert found.overall["unreadable_alarming_traces"].n == found.overall["flagged_alarming_traces"].n
-    assert {"recall_complying_traces", "calibration_error"} <= set(found.overall)
+    assert found.per_request["unreadable_alarming_traces"].n == found.per_request["flagged_alarming_traces"].n
+    assert {"recall_complying_traces", "median_tokens_to_detection"} <= set(found.per_request)
+    assert {"calibration_error", "flagged_cue_steps_harmful", "auroc_cue_vs_benign"} <= set(found.per_step)
+    assert not set(found.per_request) & set(found.per_step)
     assert {"source own", "source authored", "language fr"} <= set(found.slices)
     assert set(found.attacks) == {*ATTACKS, "paraphrase", "translation"}
-    assert found.tiers["recall_both_tiers"].n == found.overall["recall_complying_traces"].n
+    assert found.tiers["recall_both_tiers"].n == found.per_request["recall_complying_traces"].n
     assert sorted(path.name for path in (tmp_path / "eval").glob("*.png")) == [
-        "first_detection.png", "precision_recall.png", "reliability.png", "roc.png",
+        "first_detection.png", "precision_recall.png", "reliability.png", "roc.png", "zones.png",
     ]  # fmt: skip
     assert "attack: homoglyphs" in output
+    # All labelled steps are reasoning, so that zone is all there is, and the command says so.
+    whole = found.per_request | found.per_step
+    del whole["calibration_error"]
+    assert found.per_zone == {"reasoning": whole, "answer": {}}
+    assert found.notes == [NO_ANSWERS]
+    assert "No labelled step of the test part stands in an answer" in " ".join(output.split())
+    assert "zone: answer" not in output
 
 
-def test_data_lists_sources() -> None:
-    output = run("data")
-    assert "star1" in output
-    assert "Apache-2.0" in output
+@pytest.mark.usefixtures("alone")
+def test_eval_measures_each_zone_that_it_is_given(
+    tiny: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled steps, recorded outputs and judged completions of an operator's own, all with an answer."""
+    monkeypatch.setattr("classifiers.corpus.demo_traces", list)
+    lines = [json.loads(line) | {"answer": [2]} for line in own.read_text().splitlines() if "cue" in line]
+    model, spool = kit_model(tmp_path), Spool(tmp_path / "traces")
+    for number in range(3):
+        trace = recorded(str(number), substituted=False)
+        steps = [*trace.steps[:3], dataclasses.replace(trace.steps[3], zone="answer")]
+        spool.append(trace.model_copy(update={"steps": steps}))
+    responses = [
+        {"request": f"How do I steal a lamp{n}?", "response": " ".join(CUES if n else SAFE), "harmful": n > 0}
+        for n in range(3)
+    ]
+    output = run(
+        "eval", "--model", tiny, "--data", _lines(tmp_path / "zoned.jsonl", *lines), "--traces", tmp_path / "traces",
+        "--tokenizer", model, "--responses", _lines(tmp_path / "said.jsonl", *responses), "--out", tmp_path / "eval",
+    )  # fmt: skip
+    found = Evaluation.model_validate_json((tmp_path / "eval" / "eval.json").read_text())
+    tests = [line for line in lines if part_of_request(line["request"]) == "test"]
+    assert found.notes == []
+    cues = {zone: found.per_zone[zone]["flagged_cue_steps_harmful"].n for zone in ("reasoning", "answer")}  # type: ignore[index]
+    assert cues == {"reasoning": len(tests), "answer": len(tests)}
+    assert found.per_step["flagged_cue_steps_harmful"].n == 2 * len(tests)
+    assert found.per_zone["reasoning"]["flagged_recorded_requests"].n == 3
+    assert found.per_zone["reasoning"]["flagged_recorded_steps"].n == 6
+    assert found.per_zone["answer"]["flagged_recorded_steps"].n == 3
+    assert found.per_zone["answer"]["flagged_harmful_answers"] == Rate.of(2, 2)
+    assert found.per_zone["answer"]["flagged_harmless_answers"] == Rate.of(0, 1)
+    assert "zone: answer" in output
+
+
+def test_data_lists_each_source_with_licence_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    rows = {line.split("│")[1].strip(): line for line in run("data").splitlines() if line.startswith("│")}
+    assert list(rows) == [source.name for source in SOURCES]
+    for source in SOURCES:
+        assert source.licence in rows[source.name]
+        assert source.version in rows[source.name]
 
 
 def test_agreement_needs_rows(tmp_path: Path) -> None:

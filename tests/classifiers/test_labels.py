@@ -8,9 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from classifiers.labels import (
+    AuthoredTrace,
     TraceLabels,
     TraceText,
     agreement,
+    authored_trace,
     join,
     read_authored,
     read_labels,
@@ -54,6 +56,14 @@ def test_a_letter_that_is_no_label_is_refused() -> None:
 def test_letters_and_steps_must_be_as_many(letters: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="one letter for each"):
         TraceLabels.model_validate({"id": "t", "source": "s", "sha256": "0" * 12, "ends": [1, 2]} | letters)
+
+
+def test_an_authored_line_may_say_which_steps_are_the_answer() -> None:
+    line = {"id": "1", "lang": "en", "category": "", "label": "benign", "request": "r", "steps": [["a", "neutral"]] * 3}
+    assert authored_trace(AuthoredTrace.model_validate(line)).answer == frozenset()
+    assert authored_trace(AuthoredTrace.model_validate(line | {"answer": [1, 2]})).answer == frozenset({1, 2})
+    with pytest.raises(ValidationError, match="wanted 0 to 2"):
+        AuthoredTrace.model_validate(line | {"answer": [3]})
 
 
 def test_agreement_counts_only_what_was_labelled_twice() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,14 +138,18 @@ def recorded(guard_id: str, policy: str = "default", *, substituted: bool) -> Tr
     )  # fmt: skip
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
+def kit_model(tmp_path: Path) -> str:
     """The directory of a model with the kit's tokenizer."""
     path = tmp_path / "kit"
     path.mkdir()
     (path / "config.json").write_text("{}")
     kit.tokenizer().save(str(path / "tokenizer.json"))
     return str(path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return kit_model(tmp_path)
 
 
 @pytest.fixture
@@ -168,6 +173,19 @@ def test_traces_are_read_as_the_model_wrote_them(spool: Path, model: str, monkey
     steps = (kit.CALM, kit.CUE, kit.CALM)
     assert from_spool(spool, model) == [Reviewed("injected", "How?", steps), Reviewed("replaced", "How?", steps)]
     assert read == [model]
+
+
+def test_steps_of_the_answer_stay_the_answers(tmp_path: Path, model: str, tiny: Path) -> None:
+    """From the trace into the line that `label` writes, and from there into what is measured."""
+    trace = recorded("zones", substituted=True)
+    steps = [*trace.steps[:2], replace(trace.steps[2], zone="answer")]
+    Spool(tmp_path / "traces").append(trace.model_copy(update={"steps": steps}))
+    rows = from_spool(tmp_path / "traces", model)
+    assert rows == [Reviewed("zones", "How?", (kit.CALM, kit.CUE, kit.CALM), frozenset({2}))]
+    out = tmp_path / "mine.jsonl"
+    review(rows, out, tiny, 1, screen(), answers("h", "1", ""))
+    (own,) = [each for each in read_corpus(own=[out], authored=False).traces if each.source == "own"]
+    assert own.answer == frozenset({2})
 
 
 def test_label_asks_about_traces(spool: Path, model: str, tiny: Path, tmp_path: Path) -> None:

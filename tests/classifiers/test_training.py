@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from classifiers.artifact import load_files, version_of
 from classifiers.build import encode_kept, finish, score_encoded
@@ -24,18 +21,8 @@ from classifiers.encoder_export import export_encoder, export_heads, quantise, r
 from classifiers.export import compare_scores
 from classifiers.first_tier import ENOUGH, HIGHEST, choose_clearing
 from classifiers.head_fit import HeadConfig, calibrate, fit_heads, score_traces
-from classifiers.labels import LabelledTrace
 from classifiers.measure import choose_threshold
 from classifiers.network import Heads, StepNetwork, base_directory
-from classifiers.tune import (
-    UNSURE_WEIGHT,
-    TuneConfig,
-    disguise_source,
-    peak_loss,
-    step_loss,
-    step_weights,
-    tune,
-)
 from classifiers.vectors import KINDS, RiskVectors, encode_traces, pack, unpack
 from guard.errors import UserError
 from tests.classifiers.conftest import TINY, tiny_traces
@@ -80,79 +67,6 @@ def test_what_others_log_is_not_silenced_by_an_export(network: StepNetwork, capl
     assert [record.getMessage() for record in caplog.records] == ["heard"]
 
 
-def test_frozen_layers_stay_and_a_run_repeats(tiny_base: Path) -> None:
-    traces = tiny_traces()[:12]
-    config = TuneConfig(epochs=1, frozen_layers=2)
-    first, second = (tune(tiny_base, traces, [], lambda _: 0.0, config) for _ in range(2))
-    start = StepNetwork(tiny_base, 2)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-    assert torch.equal(
-        first.encoder.encoder.layer[1].output.dense.weight, start.encoder.encoder.layer[1].output.dense.weight
-    )
-    assert not torch.equal(
-        first.encoder.encoder.layer[2].output.dense.weight, start.encoder.encoder.layer[2].output.dense.weight
-    )
-
-
-def test_the_best_epoch_is_kept(tiny_base: Path) -> None:
-    values = iter([0.9, 0.5, 0.1])
-    seen: list[torch.Tensor] = []
-
-    def validate(network: StepNetwork) -> float:
-        seen.append(network.heads.risk.weight.detach().clone())
-        return next(values)
-
-    kept = tune(tiny_base, tiny_traces()[:12], [], validate, TuneConfig(epochs=3))
-    assert torch.equal(kept.heads.risk.weight, seen[0])
-    assert not torch.equal(seen[0], seen[2])
-
-
-def test_step_loss_weighs_doubtful_steps_less() -> None:
-    trace = LabelledTrace("1", "s", "r", "harmful", ("a", "b", "c"), ("cue", "trigger", "neutral"), frozenset({1}))
-    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0]])
-    each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
-    wanted = (each[0] + UNSURE_WEIGHT * each[1]) / (1 + UNSURE_WEIGHT)
-    assert step_loss(logits, [(trace, 0, 2)]).item() == pytest.approx(wanted.item())
-
-
-def test_a_cue_weighs_what_it_is_told_to() -> None:
-    trace = LabelledTrace("1", "s", "r", "harmful", ("a", "b", "c"), ("cue", "trigger", "cue"), frozenset({2}))
-    assert step_weights(trace, 3.0) == [3.0, 1.0, 3.0 * UNSURE_WEIGHT]
-    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0]])
-    each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
-    assert step_loss(logits, [(trace, 0, 2)], 3.0).item() == pytest.approx(((3 * each[0] + each[1]) / 4).item())
-
-
-def test_a_peak_costs_what_the_whole_trace_should_have_been() -> None:
-    """Two traces: one with a cue, one harmless; the soft maximum and the cross entropy written out by hand."""
-    cue = LabelledTrace("1", "s", "r", "harmful", ("a", "b"), ("cue", "neutral"))
-    calm = LabelledTrace("2", "s", "r", "alarming", ("c",), ("neutral",))
-    logits = torch.tensor([[2.0, 0, 0], [0.5, 1, 0], [1.0, 0, 0]])
-    odds = [2 - math.log(2), 0.5 - math.log(math.e + 1), 1 - math.log(2)]
-    peak = math.log(math.exp(2 * odds[0]) + math.exp(2 * odds[1])) / 2 - 1
-    wanted = (math.log1p(math.exp(-peak)) + math.log1p(math.exp(odds[2] - 1))) / 2
-    owner = torch.tensor([0, 0, 1])
-    assert peak_loss(logits, owner, [(cue, 0, 2), (calm, 0, 1)]).item() == pytest.approx(wanted)
-
-
-def test_what_nobody_labelled_is_no_part_of_a_peak() -> None:
-    half = LabelledTrace("1", "s", "r", "alarming", ("a", "b"), ("neutral", "neutral"), unlabelled=frozenset({1}))
-    none = dataclasses.replace(half, unlabelled=frozenset({0, 1}))
-    calm, loud = torch.tensor([[0.0, 1, 0], [0, 0, 0]]), torch.tensor([[0.0, 1, 0], [9, 0, 0]])
-    owner = torch.tensor([0, 0])
-    assert peak_loss(calm, owner, [(half, 0, 2)]) == peak_loss(loud, owner, [(half, 0, 2)])
-    assert peak_loss(loud, owner, [(none, 0, 2)]) == 0
-
-
-def test_a_harmful_request_thought_about_without_a_cue_weighs_less() -> None:
-    calm = LabelledTrace("1", "s", "r", "alarming", ("a",), ("neutral",))
-    safe = dataclasses.replace(calm, kind="harmful")
-    logits, owner = torch.tensor([[3.0, 0, 0]]), torch.tensor([0])
-    whole, less = (peak_loss(logits, owner, [(trace, 0, 1)]).item() for trace in (calm, safe))
-    assert less == pytest.approx(0.3 * whole)
-
-
 def test_heads_trained_with_heavier_cues_call_more_steps_cues(tiny: Path) -> None:
     encoder = Detector.load(tiny).encoder
     traces = encode_traces(encoder, tiny_traces())
@@ -163,16 +77,6 @@ def test_heads_trained_with_heavier_cues_call_more_steps_cues(tiny: Path) -> Non
         heads = fit_heads(traces, traces, risk, config)
         means.append(np.mean(np.concatenate([each.scores for each in score_traces(heads, traces)])))
     assert means[0] + 0.2 < means[1], means
-
-
-def test_the_giveaway_word_of_a_source_is_disguised() -> None:
-    import random
-
-    trace = LabelledTrace("1", "star1", "r", "harmful", ("x",), ("neutral",))
-    rng = random.Random(0)
-    seen = {disguise_source(trace, "The safety policy says no.", rng) for _ in range(60)}
-    assert len(seen) == 5
-    assert disguise_source(replace(trace, source="exaone45"), "The policy says no.", rng) == "The policy says no."
 
 
 def test_vectors_survive_packing(tiny: Path) -> None:
