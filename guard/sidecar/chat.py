@@ -185,7 +185,9 @@ class GuardedStream(StreamingResponse):
         headers = {**exchange.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(self._events(), headers=headers, media_type="text/event-stream")
         self._exchange, self._upstream = exchange, upstream
-        self._cutter, self._finished = Events(), False
+        self._cutter, self._over = Events(), False
+        self._failure: ApiError | None = ApiError(503, "engine_unavailable", "The engine broke off.")
+        """Why the stream ended early; None once it has ended well."""
         self._tokens: int | None = None
         self._cut_at_text = False
         self._last: dict[str, Any] = {}
@@ -204,33 +206,35 @@ class GuardedStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         """What one read has brought goes on in one write."""
-        failure = ApiError(503, "engine_unavailable", "The engine broke off.")
         reads = self._upstream.aiter_raw()
         try:
             async for read in reads:
                 if said := self._said(read):
                     yield said
-                if self._finished:
+                if self._over:
                     break
         except LOST as error:
-            failure = unreachable(error)
+            self._failure = unreachable(error)
         except ApiError as error:
-            failure = error
-        proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=self._finished)
+            self._failure = error
+        finished = self._failure is None
+        proof = await self._exchange.prove(Delivered(self._tokens, self._cut_at_text), wait=finished)
         self._counted = True
-        last = self._last_event(proof, None if self._finished else failure)
-        yield b"".join(self._exchange.wording.last(last))
-        if self._finished:
+        yield b"".join(self._exchange.wording.last(self._last_event(proof, self._failure)))
+        if finished:
             await _to_its_end(reads)
 
     def _said(self, read: bytes) -> bytes:
-        """The route's words for the events that a read has ended."""
+        """The route's words for the events that a read has ended, up to the stream's last."""
         said: list[bytes] = []
         for data in self._cutter.cut(read):
             if data == b"[DONE]":
-                self._finished = True
+                self._over, self._failure = True, None
                 break
             event = _parsed(data)
+            if event is None:
+                self._over, self._failure = True, garbled()
+                break
             if self._note(event):
                 said += self._exchange.wording.event(event, data)
         return b"".join(said)
@@ -261,13 +265,14 @@ class GuardedStream(StreamingResponse):
         return event
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """An event; None where there is none."""
     try:
         # 1.1 us for a chunk; `json.loads` takes 3.7.
-        event: dict[str, Any] = from_json(data)
-    except ValueError as error:
-        raise garbled() from error
-    return event
+        event = from_json(data)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 async def _to_its_end(reads: AsyncIterator[bytes]) -> None:

@@ -79,9 +79,12 @@ def test_what_comes_in_one_read_goes_out_in_one_write_and_the_receipt_after_it(s
     assert end == b""
 
 
-def test_a_guarded_engine_that_says_no_json_ends_with_the_error_and_a_receipt(start: Start) -> None:
+@pytest.mark.parametrize("nothing", [b"{nope", b"[1]", b"\xff"])
+def test_what_came_before_an_event_that_is_none_is_delivered_then_the_error_and_a_receipt(
+    start: Start, nothing: bytes
+) -> None:
     front = start()
-    front.engine.cut = lambda whole: [whole.split(b"\n\n")[0] + b"\n\n", b"data: {nope\n\n", whole]
+    front.engine.cut = lambda whole: [whole.split(b"\n\n")[0] + b"\n\ndata: " + nothing + b"\n\n" + whole]
     first, last = front.events()
     assert first["choices"][0]["delta"]["content"] == "One"
     assert (last["error"]["code"], last["reasonguard"]["guarded"]) == ("engine_unavailable", False)
