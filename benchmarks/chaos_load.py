@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import httpx
 
-from guard.sidecar.upstream import sse_events
+from guard.sidecar.upstream import Events
 from guard.traces import Trace
 
 HANG_SECONDS = 120.0
@@ -138,10 +138,12 @@ def _end(status: int) -> End:
 
 async def _streamed(answer: httpx.Response, plan: Plan) -> Reply:
     last: dict[str, Any] = {}
-    async for data in sse_events(answer.aiter_raw()):
-        if data == b"[DONE]":
-            return Reply(plan.kind, "error" if "error" in last else "whole", 200, last.get("reasonguard"))
-        last = json.loads(data)
+    events = Events()
+    async for read in answer.aiter_raw():
+        for data in events.cut(read):
+            if data == b"[DONE]":
+                return Reply(plan.kind, "error" if "error" in last else "whole", 200, last.get("reasonguard"))
+            last = json.loads(data)
     return Reply(plan.kind, "broken", 200)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -185,9 +185,9 @@ class _Answer:
         """Its headers, once they were sent."""
         self.ended = False
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.began = dict(message["headers"])
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
-        await self._send(message)
+        return self._send(message)

@@ -42,7 +42,7 @@ from guard.sidecar.parser import needs_special_text, reasoning_parser
 from guard.sidecar.probe import Probe
 from guard.sidecar.receipts import SpoolFollower
 from guard.sidecar.rules import RulesReader, Sources
-from guard.sidecar.server import Server, open_many_files
+from guard.sidecar.server import Server, open_many_files, settle
 from guard.sidecar.signals import handled, reload_by_signal, stop_by_signal
 from guard.sidecar.upstream import Upstream
 from guard.store.store import beside
@@ -220,6 +220,7 @@ def _run(parts: Prepared, listener: socket.socket, settings: ServeSettings, cons
 
     def ready() -> None:
         status.stop()
+        settle()
         policy, port = parts.sidecar.policy, listener.getsockname()[1]
         console.print(f"Ready: http://{settings.host}:{port}/v1 serves {parts.model.name}", markup=False)
         console.print(f"Policy {policy.name} {policy.hash}; traces in {settings.traces}", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, Any, Literal
 
 import aiohttp
@@ -105,13 +105,13 @@ class Upstream:
         response = await self.open({**body, "stream": True, "return_token_ids": True}, COMPLETIONS)
         try:
             await checked(response)
-            async for data in sse_events(response.aiter_raw()):
-                if data == b"[DONE]":
-                    return
-                for choice in _event(data).choices:
-                    if choice.text and choice.token_ids is None:
-                        raise ApiError(502, "engine_error", "The engine gave text without its token ids.")
-                    yield Piece(choice.token_ids or [], choice.finish_reason)
+            events = Events()
+            async for read in response.aiter_raw():
+                for data in events.cut(read):
+                    if data == b"[DONE]":
+                        return
+                    for piece in _pieces(data):
+                        yield piece
         except LOST as error:
             raise unreachable(error) from error
         finally:
@@ -179,22 +179,26 @@ async def checked(response: httpx.Response) -> httpx.Response:
     raise ApiError(502, "engine_error", f"The engine failed: {message}")
 
 
-async def sse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event as it comes in; ApiError 503 for one that does not end.
+class Events:
+    """Cuts what an engine streams into server-sent events.
 
     Events are cut at line feeds only: `httpx`'s own line reader also cuts at U+2028 and others inside the JSON.
     """
-    begun = bytearray()
-    async for chunk in chunks:
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            whole = bytes(begun) + line
-            begun.clear()
-            if whole.startswith(b"data:"):
-                yield whole[5:].strip()
-        begun += rest
-        if len(begun) > LONGEST_EVENT:
-            raise garbled()
+
+    def __init__(self) -> None:
+        self._begun = bytearray()
+
+    def cut(self, read: bytes) -> list[bytes]:
+        """The data of each event that a read ends; ApiError 503 for one that never does."""
+        *lines, rest = read.split(b"\n")
+        if lines and self._begun:
+            lines[0] = bytes(self._begun) + lines[0]
+            self._begun.clear()
+        if rest:
+            self._begun += rest
+            if len(self._begun) > LONGEST_EVENT:
+                raise garbled()
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
 
 def garbled() -> ApiError:
@@ -202,8 +206,12 @@ def garbled() -> ApiError:
     return ApiError(503, "engine_unavailable", "The engine says what cannot be read.")
 
 
-def _event(data: bytes) -> _Event:
+def _pieces(data: bytes) -> Iterator[Piece]:
     try:
-        return _Event.model_validate_json(data)
+        choices = _Event.model_validate_json(data).choices
     except ValidationError as error:
         raise garbled() from error
+    for choice in choices:
+        if choice.text and choice.token_ids is None:
+            raise ApiError(502, "engine_error", "The engine gave text without its token ids.")
+        yield Piece(choice.token_ids or [], choice.finish_reason)

@@ -55,6 +55,9 @@ class ScriptedEngine:
     spool: Path
     traces: Callable[[str], list[Trace]]
     """The traces written for a guard id when its generation ends."""
+    words: list[str] = field(default_factory=lambda: list(WORDS))
+    cut: Callable[[bytes], list[bytes]] | None = None
+    """How a whole stream is cut into writes; None: each event is one."""
     tokens: int = len(WORDS)
     """How many it says that it generated."""
     status: int = 200
@@ -92,7 +95,7 @@ class ScriptedEngine:
         if self.status != 200:
             return JSONResponse({"error": {"message": "no such model", "code": self.status}}, self.status)
         if self.body.get("stream"):
-            return StreamingResponse(self._events(), media_type="text/event-stream")
+            return StreamingResponse(self._writes(), media_type="text/event-stream")
         watcher = asyncio.create_task(self._watch(request))
         await self._held()
         watcher.cancel()
@@ -104,16 +107,26 @@ class ScriptedEngine:
         kind = {"object": "text_completion"} if self.raw else {}
         return JSONResponse({"id": "c1", **kind, "choices": [choice], "usage": self._usage()})
 
+    async def _writes(self) -> AsyncIterator[str | bytes]:
+        if self.cut is None:
+            async for event in self._events():
+                yield event
+            return
+        for piece in self.cut("".join([event async for event in self._events()]).encode()):
+            yield piece
+            # The next one must not arrive in the same read.
+            await asyncio.sleep(0.01)
+
     async def _events(self) -> AsyncIterator[str]:
         try:
-            for n, word in enumerate(WORDS):
+            for n, word in enumerate(self.words):
                 if n == self.break_after:
                     # What comes together with a connection's end is lost with it.
                     await asyncio.sleep(0.05)
                     raise RuntimeError("scripted break")
                 if n == 1:
                     await self._held()
-                last = n + 1 == len(WORDS)
+                last = n + 1 == len(self.words)
                 said = {"text": word} if self.raw else {"delta": {"content": word}}
                 choice = {"index": 0, **said, "finish_reason": "stop" if last else None}
                 yield self._event(choices=[choice | ({"stop_reason": self.stop_reason} if last else {})])
@@ -141,7 +154,8 @@ class ScriptedEngine:
 
     def _event(self, **fields: Any) -> str:
         kind = "text_completion" if self.raw else "chat.completion.chunk"
-        return f"data: {json.dumps({'id': 'c1', 'object': kind, 'created': 7, 'model': 'scripted', **fields})}\n\n"
+        event = {"id": "c1", "object": kind, "created": 7, "model": "scripted", **fields}
+        return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
     def _usage(self) -> dict[str, int]:
         return {"prompt_tokens": 1, "completion_tokens": self.tokens, "total_tokens": 1 + self.tokens}

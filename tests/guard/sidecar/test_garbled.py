@@ -12,7 +12,7 @@ import pytest
 
 from guard.sidecar import upstream
 from guard.sidecar.errors import ApiError
-from guard.sidecar.upstream import Upstream, sse_events
+from guard.sidecar.upstream import Events, Upstream
 from tests.guard.sidecar.engines import client_of
 from tests.guard.sidecar.fronts import RemoteFront
 
@@ -84,23 +84,12 @@ def test_a_health_check_outlives_a_body_that_cannot_be_unpacked() -> None:
 
 def test_an_event_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "LONGEST_EVENT", 1000)
-    read = 0
-
-    async def chunks() -> AsyncIterator[bytes]:
-        nonlocal read
-        for chunk in (b"data: a\nda", b"ta: b\n", *[b"x" * 100] * 50):
-            read += 1
-            yield chunk
-
-    async def events() -> list[bytes]:
-        said = sse_events(chunks())
-        found = [await anext(said), await anext(said)]
-        with pytest.raises(ApiError, match="cannot be read"):
-            await anext(said)
-        return found
-
-    assert asyncio.run(events()) == [b"a", b"b"]
-    assert read == 13
+    events = Events()
+    assert [events.cut(read) for read in (b"data: a\nda", b"ta: b\n")] == [[b"a"], [b"b"]]
+    for _ in range(10):
+        assert events.cut(b"x" * 100) == []
+    with pytest.raises(ApiError, match="cannot be read"):
+        events.cut(b"x" * 100)
 
 
 def test_a_garbled_stream_ends_with_the_error_and_a_receipt_and_its_engine_is_out(remotes: Start) -> None:

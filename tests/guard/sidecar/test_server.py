@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 import threading
@@ -21,7 +22,7 @@ from guard.sidecar import server
 from guard.sidecar.limits import Limits
 from guard.sidecar.metrics import Metrics
 from guard.sidecar.serve import bound
-from guard.sidecar.server import Server, open_many_files
+from guard.sidecar.server import Server, open_many_files, settle
 
 HEAD = 0.3
 
@@ -104,3 +105,12 @@ def test_a_host_that_is_none_of_this_machines_is_named() -> None:
     for host in ("300.1.1.1", "192.0.2.1", "[::1]"):
         with pytest.raises(UserError, match=r"Cannot listen on .*Give another --host"), bound(host, 0):
             pass
+
+
+def test_what_was_loaded_at_the_start_is_not_collected_again() -> None:
+    loaded = len(gc.get_objects())
+    try:
+        settle()
+        assert len(gc.get_objects()) < loaded / 10
+    finally:
+        gc.unfreeze()
