@@ -28,7 +28,8 @@ def force_plans(
 
     `logits`: [rows, vocabulary]; `table`: int32 [slots, AHEAD], host memory for the plans. Row k of a request counts
     only if its k drafts were accepted, so it must say the plan's k-th id. What a grammar forbids (-inf) stays
-    forbidden: the next step sees that another token came, and says so.
+    forbidden, and a row with what is no number (broken weights) as it is: the next step sees that another token came,
+    and says so.
     """
     table.fill_(-1)
     for index, plan in plans.items():
@@ -40,5 +41,5 @@ def force_plans(
     wanted = torch.where(ahead < AHEAD, wanted, -1)[:, None]
     column = wanted.clamp(min=0)
     found = logits.gather(1, column)
-    forced = (wanted >= 0) & (found > FORBIDDEN)
+    forced = (wanted >= 0) & (found > FORBIDDEN) & ~torch.isnan(logits).any(dim=1, keepdim=True)
     return logits.masked_fill_(forced, FORBIDDEN).scatter_(1, column, torch.where(forced, FORCED, found))

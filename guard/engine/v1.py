@@ -10,6 +10,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
+import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from guard.engine import params, rows
@@ -17,11 +18,11 @@ from guard.engine.forcing import FORBIDDEN, FORCED
 from guard.engine.session import EngineGuard
 
 if TYPE_CHECKING:
-    import torch
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
 ENGINE = "vllm-v1"
+NO_NUMBER = "the model's logits are no numbers"
 
 
 class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
@@ -72,8 +73,10 @@ class GuardV1(LogitsProcessor):  # type: ignore[misc]  # vLLM is not followed
             forced = row.request.forced
             if forced is None:
                 continue
-            if logits[index, forced] == FORBIDDEN and not row.request.broken:
-                row.request.refuse_force("a grammar or mask forbids the next trigger token")
+            # A forced token must not hide that a model's weights are broken: the proof of life would pass on them.
+            broken = bool(torch.isnan(logits[index]).any())
+            if (broken or logits[index, forced] == FORBIDDEN) and not row.request.broken:
+                row.request.refuse_force(NO_NUMBER if broken else "a grammar or mask forbids the next trigger token")
                 continue
             logits[index] = FORBIDDEN
             logits[index, forced] = FORCED

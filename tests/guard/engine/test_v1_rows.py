@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
@@ -230,6 +231,19 @@ def test_a_masked_id_is_not_forced_and_the_receipt_says_so(batch: Make) -> None:
     assert (receipt.enforcement_failed, receipt.injected_tokens) == (1, 1)
     assert receipt.errors == ["a grammar or mask forbids the next trigger token"]
     assert [(i.forced, i.completed) for i in receipt.interventions] == [(1, False)]
+
+
+@pytest.mark.parametrize("lost", [slice(None), T[1], T[2]])
+def test_broken_weights_are_not_hidden_by_a_forced_token(batch: Make, lost: slice | int) -> None:
+    it, row = batch(ONE), [*CUE, T[0]]
+    it.update(added={0: ({"guard_id": "x"}, row)})
+    logits = torch.zeros(1, len(kit.runtime().table.bytes_of))
+    logits[0, lost] = float("nan")
+    assert torch.equal(it.processor.apply(logits.clone()).isnan(), logits.isnan())
+    it.update(removed=(0,))
+    receipt = it.traces()["x"].receipt
+    assert (receipt.enforcement_failed, receipt.clean) == (1, False)
+    assert receipt.errors == ["the model's logits are no numbers"]
 
 
 def test_a_mask_does_not_save_a_request_that_must_end(batch: Make) -> None:

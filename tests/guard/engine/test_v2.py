@@ -16,10 +16,11 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from guard.engine import history, params
+from guard.engine.forcing import AHEAD, force_plans
 from guard.engine.v2 import ENGINE, GuardV2
 from guard.policy import Policy
 from tests.guard import kit
-from tests.guard.engine.conftest import EOS
+from tests.guard.engine.conftest import EOS, only_choice
 from tests.guard.engine.runners import SLOTS, VOCAB, V2Runner, fresh_states
 
 ONE = Policy(triggers=("victim",))
@@ -147,6 +148,19 @@ def test_a_masked_trigger_token_is_not_forced_and_the_request_ends(runner: Make)
     it.step()
     receipt = it.traces()["x"].receipt
     assert (receipt.enforcement_failed, receipt.clean) == (1, False)
+
+
+def test_broken_weights_are_not_hidden_by_a_forced_token() -> None:
+    rows = torch.zeros(2, dtype=torch.int32)
+    context: Any = SimpleNamespace(
+        expanded_local_pos=rows, expanded_idx_mapping=torch.tensor([0, 1], dtype=torch.int32)
+    )
+    logits = torch.linspace(-1, 1, 16).reshape(2, 8)
+    logits[0, 6] = float("nan")
+    before = logits[0].clone()
+    forced = force_plans(logits, context, {0: (3,), 1: (5,)}, torch.zeros(2, AHEAD, dtype=torch.int32))
+    assert torch.equal(forced[0].nan_to_num(9), before.nan_to_num(9))
+    assert only_choice(forced[1]) == 5
 
 
 def test_a_masked_trigger_token_lets_the_request_go_on_where_the_policy_fails_open(runner: Make) -> None:
