@@ -68,5 +68,7 @@ def validate_params(sampling_params: SamplingParams) -> None:
 def is_warmup(sampling_params: SamplingParams) -> bool:
     """Whether these are the parameters that Model Runner V2 warms its sampler up with. No client can send them: they
     forbid the end (`min_tokens`), so `validate_params` refuses them at admission, which warm-ups do not pass."""
+    if sampling_params.min_tokens == 0:
+        return False  # every request that was admitted: nothing is built to compare it with
     warmup = getattr(type(sampling_params), "for_sampler_warmup", None)
     return warmup is not None and sampling_params == warmup()

@@ -233,6 +233,7 @@ def test_no_client_can_pass_for_a_warm_up() -> None:
     with pytest.raises(ValueError, match="min_tokens cannot be used under the guard"):
         params.validate_params(warmup)
     assert not params.is_warmup(SamplingParams(temperature=0.9, top_p=0.9, top_k=50))
+    assert not params.is_warmup(SamplingParams(temperature=0.9, top_p=0.9, top_k=50, min_tokens=2))
 
 
 NO_SHRINK = [Phase.explicit, Phase.generate]
