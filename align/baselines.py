@@ -54,7 +54,7 @@ def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainR
         bench.make_room()
         sides = [with_prefix(pair) for pair in pairs] if settings.per_token else pairs
         report = train(
-            bench.settings.model, sides, adapter, settings, bench.runtime.table, bench.runtime.policy.limits
+            bench.settings.model, sides, adapter, settings, bench.reader, bench.runtime.policy.limits
         )  # fmt: skip
     return report
 

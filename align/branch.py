@@ -2,8 +2,7 @@
 
 A piece holds `[prefix, chosen, rejected]`. The rejected branch starts again at the prefix's last position and attends
 to the prefix and itself, never to the chosen branch (a 4-D attention mask), so its log-probabilities are those of the
-row `[prefix, rejected]` by itself. Two pieces share a row, the longest with the shortest, where that leaves less
-padding; neither sees the other.
+row `[prefix, rejected]` by itself. Several pieces share a row where that leaves less padding; none sees another.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class BranchCollator:
         """Returns `input_ids`, `position_ids`, `source` (entry in the table, -1: padding) [rows, width],
         `attention_mask` bool [rows, 1, width, width], `index` [pairs], and of each predicted token `pair` (its place in
         `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
-        rows = fold([_length(e) for e in examples])
+        rows = pack([_length(e) for e in examples])
         width = max(sum(_length(examples[i]) for i in row) for row in rows)
         ids = torch.full((len(rows), width), self._pad)
         positions = torch.zeros((len(rows), width), dtype=torch.long)
@@ -59,14 +58,23 @@ class BranchCollator:
         }  # fmt: skip
 
 
-def fold(lengths: Sequence[int]) -> list[list[int]]:
-    """Which pieces share a row: longest with shortest, or each alone where that takes no more positions."""
+def pack(lengths: Sequence[int]) -> list[list[int]]:
+    """Which pieces share a row: the longest first, each into the emptiest of as many rows as take the least positions.
+
+    No row is more than twice the longest piece: attention costs the square of a row's width.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    half = len(order) // 2
-    folded = [[a, b] for a, b in zip(order, reversed(order[len(order) - half :]), strict=False)]
-    folded += [[i] for i in order[half : len(order) - half]]
-    width = max(sum(lengths[i] for i in row) for row in folded)
-    return folded if width * len(folded) < max(lengths) * len(lengths) else [[i] for i in range(len(lengths))]
+    best, fewest = [[i] for i in range(len(lengths))], max(lengths) * len(lengths)
+    for count in range(len(lengths) - 1, 0, -1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        widths = [0] * count
+        for i in order:
+            emptiest = widths.index(min(widths))
+            rows[emptiest].append(i)
+            widths[emptiest] += lengths[i]
+        if max(widths) <= 2 * max(lengths) and max(widths) * count < fewest:
+            best, fewest = rows, max(widths) * count
+    return best
 
 
 def _length(example: dict[str, Any]) -> int:

@@ -172,7 +172,7 @@ def _train_all(
             pairs,
             adapter,
             point.settings(run),
-            bench.runtime.table,
+            bench.reader,
             bench.runtime.policy.limits,
             accelerate=accelerate,
         )

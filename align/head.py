@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from align.loss import branch_logps
+from align.token_logps import token_logps
 
 
 def add_branch_head(causal: Any) -> None:
@@ -30,7 +31,7 @@ def add_branch_head(causal: Any) -> None:
             input_ids=kwargs.get("input_ids"), inputs_embeds=kwargs.get("inputs_embeds"),
             position_ids=kwargs["position_ids"], attention_mask=kwargs["attention_mask"], use_cache=False,
         ).last_hidden_state  # fmt: skip
-        logits = causal.get_output_embeddings()(hidden[kwargs["row"], kwargs["column"]])
-        return branch_logps(logits, target, kwargs["pair"], kwargs["side"], len(kwargs["index"]))
+        logps = token_logps(hidden[kwargs["row"], kwargs["column"]], causal.get_output_embeddings(), target)
+        return branch_logps(logps, kwargs["pair"], kwargs["side"], len(kwargs["index"]))
 
     causal.forward = forward

@@ -55,12 +55,11 @@ def preference_loss(
     )
 
 
-def branch_logps(logits: Tensor, target: Tensor, pair: Tensor, side: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def branch_logps(logps: Tensor, pair: Tensor, side: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities [pairs] of the chosen and the rejected side, in nats.
 
-    `logits`: [tokens, vocabulary], of the positions that predict a token after the divergence; `target`: the tokens
-    there; `pair`, `side` (0 chosen, 1 rejected): whose they are. All int64 [tokens].
+    `logps`: float [tokens], of the tokens after the divergence; `pair`, `side` (0 chosen, 1 rejected): whose they are,
+    int64 [tokens].
     """
-    logps = -torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
     sums = logps.new_zeros(2 * pairs).index_add(0, pair + side * pairs, logps)
     return sums[:pairs], sums[pairs:]

@@ -23,12 +23,13 @@ class Scope(BaseModel):
     """Which tokens carry the preference: the first `steps` steps after the divergence, the reasoning, or everything.
 
     The paper leaves it open. With the answer inside, a 135M model kept complying in its reasoning and only turned its
-    answers into refusals, on benign requests too; the divergence step alone decides which way a trace goes.
+    answers into refusals, on benign requests too. Two steps, the trigger and what follows it, are what `align curve`
+    chose on the demo model (docs/curve.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: Steps = 1
+    steps: Steps = 2
     benign_steps: Steps = 8
     """The same of a benign pair's chosen side. With one step there, too, nothing kept the model's way to end: 22 of 120
     benign replies of the demo model never closed their reasoning, 0 of 120 before training."""

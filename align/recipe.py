@@ -64,7 +64,7 @@ def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None 
                 given = _refused(bench, pairs, start)
             bench.make_room()
             report = train(
-                bench.settings.model, given, out, settings, bench.runtime.table, bench.runtime.policy.limits,
+                bench.settings.model, given, out, settings, bench.reader, bench.runtime.policy.limits,
                 start=start, accelerate=accelerate,
             )  # fmt: skip
     if report is None:

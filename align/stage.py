@@ -19,10 +19,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from align.model import load_tokenizer
 from align.pairs import Kind, Pair
+from align.text import ReplyReader
 from align.train import TrainReport, TrainSettings, mix
+from align.turns import Turns
 from guard.errors import UserError
-from guard.steps import StepLimits, TokenTable
+from guard.steps import StepLimits
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -37,6 +40,8 @@ class StageCard(BaseModel):
     """The stage whose result this one goes on from; None: the model as it is."""
     settings: TrainSettings
     too_long: list[str] = []
+    asked_again: int = 0
+    """Rows of benign pairs behind other exchanges; fewer than wanted where prompts are more than a user's turn."""
 
 
 class Row(BaseModel):
@@ -61,24 +66,30 @@ class Row(BaseModel):
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
-def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], table: TokenTable, limits: StepLimits) -> None:
-    """Chooses the rows and writes `stage.json` and `rows.jsonl`, or finds the same ones there. `limits`: what counts as
-    one step of a side.
+def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], reader: ReplyReader, limits: StepLimits) -> None:
+    """Chooses the rows and writes `stage.json` and `rows.jsonl`, or finds the same ones there. `reader`, `limits`: what
+    counts as one step of a side.
 
     UserError when nothing is left to train on, or when `out` holds another stage.
     """
     limit = card.settings.max_length or _positions(card.model)
-    rows = {pair.id: _row(pair, card.settings, table, limits) for pair in pairs}
-    card = card.model_copy(update={"too_long": [i for i, row in rows.items() if row.length > limit]})
-    chosen = mix([p for p in pairs if rows[p.id].length <= limit], card.settings)
+    lengths = {pair.id: _row(pair, card.settings, reader, limits).length for pair in pairs}
+    card = card.model_copy(update={"too_long": [i for i, length in lengths.items() if length > limit]})
+    chosen = mix([p for p in pairs if lengths[p.id] <= limit], card.settings)
     if not chosen:
         raise UserError(
             "No pairs to train on",
             got=f"{len(pairs)} pairs, {len(card.too_long)} of them longer than {limit} tokens",
             wanted="intervened and benign ones" if card.settings.benign_share else "intervened ones",
         )
+    alone = len(chosen)
+    if card.settings.benign_turns:
+        turns = Turns(load_tokenizer(card.model), reader)
+        chosen = turns.added(chosen, card.settings.benign_turns, card.settings.seed)
+    rows = [row for pair in chosen if (row := _row(pair, card.settings, reader, limits)).length <= limit]
+    card = card.model_copy(update={"asked_again": len(rows) - alone})
     files = {
-        out / "rows.jsonl": "".join(rows[pair.id].model_dump_json() + "\n" for pair in chosen),
+        out / "rows.jsonl": "".join(row.model_dump_json() + "\n" for row in rows),
         out / "stage.json": card.model_dump_json(indent=1),
     }
     if (out / "stage.json").exists():
@@ -155,8 +166,8 @@ def _positions(model: str) -> int:
     return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
 
 
-def _row(pair: Pair, settings: TrainSettings, table: TokenTable, limits: StepLimits) -> Row:
-    chosen, rejected = settings.scope.cut(pair, table, limits)
+def _row(pair: Pair, settings: TrainSettings, reader: ReplyReader, limits: StepLimits) -> Row:
+    chosen, rejected = settings.scope.cut(pair, reader.table, limits)
     prompt = pair.prompt_ids + pair.prefix_ids
     return Row(pair=pair.id, kind=pair.kind, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
 
@@ -234,6 +245,8 @@ def _announce(card: StageCard, row: Row, tokenizer: Any) -> None:
     console = Console(stderr=True)
     if card.too_long:
         console.print(f"{len(card.too_long)} pairs are too long and left out: {', '.join(card.too_long)}")
+    if card.settings.benign_turns:
+        console.print(f"{card.asked_again} benign pairs are trained on once more, behind other exchanges")
     parts = (("shared prefix: …", row.prompt_ids[-60:], "dim"), ("chosen:   ", row.chosen_ids, "green"))
     console.print(Text(f"first pair ({row.kind}); only its coloured tokens are trained on", style="dim"))
     for label, ids, style in (*parts, ("rejected: ", row.rejected_ids, "red")):

@@ -17,9 +17,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align.pairs import Pair, Scope
+from align.text import ReplyReader
 from guard.engine.hardware import Dtype
 from guard.errors import UserError
-from guard.steps import StepLimits, TokenTable
+from guard.steps import StepLimits
 
 
 class TrainSettings(BaseModel):
@@ -45,6 +46,8 @@ class TrainSettings(BaseModel):
     per_token: bool = False
     """Divide each side's log-ratio by its number of tokens (length-normalised DPO, which wants a larger beta)."""
     sft_weight: float = 1.0
+    benign_turns: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the benign pairs that are trained on once more, behind other benign exchanges (`align.turns`)."""
     learning_rate: float = 6.5e-4
     epochs: float = 4.0
     batch_size: int = 8
@@ -112,7 +115,7 @@ def train(
     pairs: Sequence[Pair],
     out: Path,
     settings: TrainSettings,
-    table: TokenTable,
+    reader: ReplyReader,
     limits: StepLimits,
     *,
     start: Path | None = None,
@@ -120,14 +123,14 @@ def train(
 ) -> TrainReport:
     """Trains one stage into `out`; what an interrupted run left there is continued.
 
-    `table`, `limits`: how a pair's sides fall into steps. `start`: the stage whose result this one goes on from.
+    `reader`, `limits`: how a pair's sides fall into steps. `start`: the stage whose result this one goes on from.
     `accelerate`: a configuration for `accelerate launch`, which then runs the stage (many GPUs, FSDP, DeepSpeed); None
     trains in this process. UserError when nothing is left to train on, when `out` holds another stage, or when the loss
     is no number any more.
     """
     from align import stage
 
-    stage.prepare(out, stage.StageCard(model=model, start=start, settings=settings), pairs, table, limits)
+    stage.prepare(out, stage.StageCard(model=model, start=start, settings=settings), pairs, reader, limits)
     if accelerate is None:
         stage.run(out)
     else:

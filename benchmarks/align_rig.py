@@ -31,7 +31,8 @@ PARTING = ("cue", "fine", "sense")
 
 
 def demo_pairs(tokenizer: Any, count: int, share: float) -> list[dict[str, list[int]]]:
-    """Rows as the demo trains on: a trigger against a cue, or a benign step against a trigger, after one prefix.
+    """Rows as the demo trains on, cut to its scope: a trigger and what follows it against a cue and what follows, or a
+    benign reasoning against a trigger, after one prefix.
 
     `share`: the prefix is made this large a part of prefix, chosen and rejected side, with sentences of other traces;
     0 leaves it as it is.
@@ -39,6 +40,7 @@ def demo_pairs(tokenizer: Any, count: int, share: float) -> list[dict[str, list[
     rng = random.Random(0)
     traces = render_rows("align")
     openings = [text for trace in traces for kind, text in trace.steps if kind in ("open_plain", "neutral")]
+    decisions = [text for trace in traces for kind, text in trace.steps if kind == "decide"]
     found: list[dict[str, list[int]]] = []
     for trace in traces:
         at = next((i for i, (kind, _) in enumerate(trace.steps) if kind in PARTING), None)
@@ -46,7 +48,9 @@ def demo_pairs(tokenizer: Any, count: int, share: float) -> list[dict[str, list[
             continue
         messages = [{"role": "user", "content": trace.request}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        said, trigger = (_ids(tokenizer, " " + text) for text in (trace.steps[at][1], rng.choice(POOL).text))
+        own = SETTINGS.scope.steps if trace.kind == "harmful" else SETTINGS.scope.benign_steps
+        said = _ids(tokenizer, "".join(f" {text}" for _, text in trace.steps[at:][:own]))
+        trigger = _ids(tokenizer, f" {rng.choice(POOL).text} {rng.choice(decisions)}")
         prefix = _ids(tokenizer, " ".join(text for _, text in trace.steps[:at]))
         while share and len(prompt) + len(prefix) < share / (1 - share) * (len(said) + len(trigger)):
             prefix += _ids(tokenizer, " " + rng.choice(openings))

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from align.branch import BranchCollator, fold
+from align.branch import BranchCollator, pack
 from align.head import add_branch_head
 from align.loss import preference_loss
 
@@ -53,14 +55,24 @@ def test_collator_positions_and_mask() -> None:
     ("lengths", "rows"),
     [
         ([9, 4, 7, 5], [[0, 1], [2, 3]]),
-        ([9, 4, 7], [[0, 1], [2]]),
+        ([9, 4, 7], [[0], [2, 1]]),
         ([6, 6], [[0], [1]]),
         ([8], [[0]]),
-        ([3, 3, 9, 3, 3], [[2, 4], [0, 3], [1]]),
+        ([3, 3, 9, 3, 3], [[2, 4], [0, 1, 3]]),
+        ([20, 3, 3, 3, 3, 3, 3, 3], [[0], [1, 2, 3, 4, 5, 6, 7]]),
     ],
 )
 def test_pieces_share_a_row_where_that_saves_positions(lengths: list[int], rows: list[list[int]]) -> None:
-    assert fold(lengths) == rows
+    assert pack(lengths) == rows
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=24))
+def test_packing_loses_no_piece_and_never_takes_more_than_a_row_each(lengths: list[int]) -> None:
+    rows = pack(lengths)
+    widths = [sum(lengths[i] for i in row) for row in rows]
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert max(widths) <= 2 * max(lengths)
+    assert max(widths) * len(rows) <= max(lengths) * len(lengths)
 
 
 def random_model(seed: int = 3) -> torch.nn.Module:

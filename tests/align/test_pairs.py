@@ -45,10 +45,11 @@ def test_scope_cuts_at_step_ends_and_at_delimiters(ids: list[int], steps: Steps,
 @pytest.mark.parametrize(
     ("kind", "scope", "sides"),
     [
-        ("intervened", Scope(), ([1, 2], [3])),
-        ("benign", Scope(), ([1, 2, 3, 0], [3])),
-        ("benign", Scope(benign_steps=1), ([1, 2], [3])),
-        ("benign", Scope(benign_steps=None), ([1, 2, 3, 0, 4], [3])),
+        ("intervened", Scope(), ([1, 2, 3], [3, 2])),
+        ("intervened", Scope(steps=1), ([1, 2], [3])),
+        ("benign", Scope(), ([1, 2, 3, 0], [3, 2])),
+        ("benign", Scope(steps=1, benign_steps=1), ([1, 2], [3])),
+        ("benign", Scope(steps=1, benign_steps=None), ([1, 2, 3, 0, 4], [3])),
         ("benign", Scope(steps=None, benign_steps=None), ([1, 2, 3, 0, 4], [3, 2, 1])),
     ],
 )

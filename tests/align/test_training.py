@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 
 from align import pipeline, stage
 from align.generate import EngineSpec, Generator, Result
-from align.pairs import Pair
+from align.model import render
+from align.pairs import Pair, Scope
 from align.recipe import read_stages
 from align.refusals import refusal_id, refusal_jobs, refusals
+from align.text import ReplyReader
 from align.train import TrainSettings, read_report, train
 from guard.errors import UserError
 from guard.policy import Policy
 from guard.steps import StepLimits, TokenTable
-from tests.tiny import CUE, OPENING, PLAN
+from guard.zones import find_grammar
+from tests.tiny import CUE, OPENING, PLAN, SPECIAL
 
 LIMITS = StepLimits()
+#: The tiny tokenizer's <|im_end|>.
+END = SPECIAL.index("<|im_end|>")
 CONFIGS = Path(stage.__file__).parent / "configs"
 #: Eight pairs, four steps; float32, so that results can be compared.
 SMALL = TrainSettings(
@@ -57,8 +63,9 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def table(tokenizer: Any) -> TokenTable:
-    return TokenTable.from_tokenizer(tokenizer.backend_tokenizer)
+def reader(tokenizer: Any) -> ReplyReader:
+    backend = tokenizer.backend_tokenizer
+    return ReplyReader(TokenTable.from_tokenizer(backend), find_grammar(backend))
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +97,12 @@ def steps(out: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def trained(small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """One stage, trained without interruption."""
     out = tmp_path_factory.mktemp("trained") / "adapter"
-    train(str(small_model), pairs, out, SMALL, table, LIMITS)
+    train(str(small_model), pairs, out, SMALL, reader, LIMITS)
     return out
 
 
@@ -134,18 +143,18 @@ class Interrupt(TrainerCallback):
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_adapter(
-    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path,
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, trained: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, reader, LIMITS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stage.run(out, [Interrupt(3, patch)])
     assert read_report(out) is None
     (out / "checkpoint-3").mkdir()
     assert stage.last_checkpoint(out) == out / "checkpoint-2", "a checkpoint without its state is not whole"
     (out / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3, "loss": 1.0}\n{"st')
-    train(str(small_model), pairs, out, SMALL, table, LIMITS)
+    train(str(small_model), pairs, out, SMALL, reader, LIMITS)
     found, wanted = weights(out), weights(trained)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert steps(out) == [2, 4]
@@ -155,31 +164,31 @@ def test_an_interrupted_stage_goes_on_to_the_same_adapter(
 
 
 def test_another_stage_in_the_directory_is_refused(
-    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, trained: Path
 ) -> None:
     with pytest.raises(UserError, match="holds another training stage"):
-        train(str(small_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), table, LIMITS)
+        train(str(small_model), pairs, trained, SMALL.model_copy(update={"beta": 0.2}), reader, LIMITS)
     with pytest.raises(UserError, match="holds no training stage"):
         stage.read(trained.parent)
 
 
 def test_a_row_is_cut_into_steps_by_the_policys_limits(
-    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path
 ) -> None:
     card = stage.StageCard(model=str(small_model), start=None, settings=SMALL)
     cut = {}
     for name, limits in (("whole", LIMITS), ("short", Policy(max_step_tokens=8).limits)):
-        stage.prepare(tmp_path / name, card, pairs, table, limits)
+        stage.prepare(tmp_path / name, card, pairs, reader, limits)
         cut[name] = {row.pair: len(row.rejected_ids) for row in stage.read(tmp_path / name)[1]}
     assert max(cut["short"].values()) == 8 < max(cut["whole"].values())
 
 
 def test_rows_that_are_too_long_are_left_out_and_named(
-    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path
 ) -> None:
     long = [pairs[0].model_copy(update={"id": "long", "prefix_ids": pairs[0].prefix_ids * 80}), *pairs]
     stage.prepare(
-        tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=SMALL), long, table, LIMITS
+        tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=SMALL), long, reader, LIMITS
     )
     card, rows = stage.read(tmp_path / "a")
     assert card.too_long == ["long"], "the small model knows 512 positions"
@@ -188,13 +197,41 @@ def test_rows_that_are_too_long_are_left_out_and_named(
     settings = SMALL.model_copy(update={"max_length": shortest - 1})
     with pytest.raises(UserError, match=f"8 pairs, 8 of them longer than {shortest - 1} tokens"):
         stage.prepare(
-            tmp_path / "b", stage.StageCard(model="tiny", start=None, settings=settings), pairs, table, LIMITS
+            tmp_path / "b", stage.StageCard(model="tiny", start=None, settings=settings), pairs, reader, LIMITS
         )
+
+
+def test_benign_pairs_are_trained_on_once_more_behind_others_where_that_is_not_too_long(
+    small_model: Path, pairs: list[Pair], tokenizer: Any, reader: ReplyReader, tmp_path: Path
+) -> None:
+    ended = [
+        p.model_copy(update={"prompt_ids": render(tokenizer, p.request), "chosen_ids": [*p.chosen_ids, END]})
+        for p in pairs
+    ]
+    settings = SMALL.model_copy(update={"benign_turns": 0.5, "scope": Scope(steps=1, benign_steps=None)})
+    longest = max(len(p.prompt_ids + p.prefix_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in ended)
+    rows = {}
+    for name, limit in (("all", None), ("short", longest)):
+        card = stage.StageCard(
+            model=str(small_model), start=None, settings=settings.model_copy(update={"max_length": limit})
+        )
+        stage.prepare(tmp_path / name, card, ended, reader, LIMITS)
+        card, rows[name] = stage.read(tmp_path / name)
+        assert card.asked_again == len(rows[name]) - 8
+    assert Counter(row.kind for row in rows["all"]) == {"benign": 6, "intervened": 4}
+    behind = [row for row in rows["all"] if row not in rows["short"]]
+    assert len(behind) == 2
+    for row in behind:
+        single = next(r for r in rows["short"] if r.pair == row.pair)
+        assert row.chosen_ids == single.chosen_ids
+        assert row.prompt_ids[-len(single.prompt_ids) :] == single.prompt_ids
+        assert row.prompt_ids.count(END) > single.prompt_ids.count(END) + 1, "the other exchange is whole"
+    assert [row for row in rows["all"] if row not in behind] == rows["short"]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
-    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path
 ) -> None:
     class Poison(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
@@ -202,7 +239,7 @@ def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, reader, LIMITS)
     with pytest.raises(UserError, match=r"diverged at step 4; got chosen_logp nan\..*checkpoint-2"):
         stage.run(out, [Poison()])
     assert read_report(out) is None
@@ -210,10 +247,10 @@ def test_a_diverging_stage_stops_and_keeps_its_last_good_weights(
 
 
 def test_full_training_changes_the_lowest_layer_too(
-    small_model: Path, pairs: list[Pair], table: TokenTable, tmp_path: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path
 ) -> None:
     settings = TrainSettings(method="full", dtype="float32", epochs=3, batch_size=8, benign_share=0.5)
-    train(str(small_model), pairs, tmp_path / "full", settings, table, LIMITS)
+    train(str(small_model), pairs, tmp_path / "full", settings, reader, LIMITS)
     before, after = load_file(small_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     with pytest.raises(ValueError, match="first_layer belongs to method lora"):
@@ -221,10 +258,10 @@ def test_full_training_changes_the_lowest_layer_too(
 
 
 def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
-    small_model: Path, pairs: list[Pair], table: TokenTable, trained: Path, tmp_path: Path
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapter"
-    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, table, LIMITS)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=SMALL), pairs, reader, LIMITS)
     command = [
         sys.executable,
         "-m",

@@ -1,0 +1,59 @@
+"""Log-probabilities of target tokens under an LM head, without keeping anything as wide as the vocabulary.
+
+Stock cross-entropy keeps logits, their float32 copy, log-probabilities and their gradient, each tokens x vocabulary.
+Under a head that does not train, the gradient of one token's log-probability with respect to its hidden state is
+`weight[target] - softmax @ weight`: a row as wide as the model, known as soon as the logits are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+LOGITS = 2**22
+"""Elements of the logits that are in memory at a time: 85 tokens of the demo model's vocabulary, 27 of Qwen3's."""
+
+
+def token_logps(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
+    """Log-probabilities of `target` (int64 [tokens]) in nats, float32 [tokens], where `head` (an LM head) reads
+    `hidden` [tokens, d]."""
+    if _frozen(head):
+        logps: Tensor = _FrozenHead.apply(hidden, head.weight, target)  # type: ignore[no-untyped-call]
+        return logps
+    return -nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
+
+
+def _frozen(head: nn.Module) -> bool:
+    """Whether it is a plain matrix that does not train and that nothing gathers or changes when it is called."""
+    return (
+        type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+        and head.weight.is_floating_point() and not isinstance(head.weight, DTensor)
+        and not head._forward_pre_hooks and not head._forward_hooks
+    )  # fmt: skip
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = max(1, LOGITS // len(weight))
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = nn.functional.linear(hidden[part], weight).float()
+            whole = logits.logsumexp(-1, keepdim=True)
+            logps[part] = (logits.gather(-1, target[part, None]) - whole)[:, 0]
+            if slopes is not None:
+                shares = logits.sub_(whole).exp_().to(weight.dtype)
+                slopes[part] = weight[target[part]] - shares @ weight
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grads[0][:, None] * slopes).to(slopes.dtype), None, None
