@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 
 LOGITS = 2**22
 """Elements of the logits that are in memory at a time: 85 tokens of the demo model's vocabulary, 27 of Qwen3's."""
+LOGITS_ON_GPU = 2**27
+"""The same on a GPU, where few tokens at a time would read the whole head again and again (512 MiB)."""
 
 
 def token_logps(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         logps = hidden.new_empty(len(hidden), dtype=torch.float32)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = max(1, LOGITS // len(weight))
+        size = max(1, (LOGITS if weight.device.type == "cpu" else LOGITS_ON_GPU) // len(weight))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight).float()

@@ -34,7 +34,7 @@ from guard.errors import UserError
 LOGGER = logging.getLogger(__name__)
 
 NARROW = 256
-"""Positions."""
+"""Positions of a row up to which a CPU attends by whole matrices (`_attention`)."""
 
 TOLERANCE = 0.05
 """Nats a token by which two ways to the same log-probability may differ; bf16 gives up to 0.02 on the demo model."""
