@@ -175,7 +175,8 @@ def test_another_stage_in_the_directory_is_refused(
 def test_a_row_is_cut_into_steps_by_the_policys_limits(
     small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path
 ) -> None:
-    card = stage.StageCard(model=str(small_model), start=None, settings=SMALL)
+    settings = SMALL.model_copy(update={"scope": Scope(steps=1)})
+    card = stage.StageCard(model=str(small_model), start=None, settings=settings)
     cut = {}
     for name, limits in (("whole", LIMITS), ("short", Policy(max_step_tokens=8).limits)):
         stage.prepare(tmp_path / name, card, pairs, reader, limits)
