@@ -34,6 +34,7 @@ def _frozen(head: nn.Module) -> bool:
         type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
         and head.weight.is_floating_point() and not isinstance(head.weight, DTensor)
         and not head._forward_pre_hooks and not head._forward_hooks
+        and "forward" not in vars(head)  # what accelerate puts there brings offloaded weights in
     )  # fmt: skip
 
 

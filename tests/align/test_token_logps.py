@@ -45,17 +45,20 @@ def test_values_and_gradients_are_those_of_cross_entropy(seed: int, tokens: int,
     torch.testing.assert_close(mine[1], theirs[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["trained", "bias", "hooked", "wrapped"])
+@pytest.mark.parametrize("kind", ["trained", "bias", "hooked", "replaced", "wrapped"])
 def test_any_other_head_is_called_as_it_is(kind: str) -> None:
     torch.manual_seed(1)
     made = head(bias=kind == "bias", frozen=kind != "trained")
     calls: list[nn.Module] = []
     if kind == "hooked":
         made.register_forward_hook(lambda module, *_: calls.append(module))
+    if kind == "replaced":
+        inner = made.forward
+        made.forward = lambda hidden: (calls.append(made), inner(hidden))[1]  # type: ignore[method-assign]
     called = nn.Sequential(made) if kind == "wrapped" else made
     hidden, target = torch.randn(5, 8, requires_grad=True), torch.randint(0, 40, (5,))
     values = token_logps(hidden, called, target)
-    assert len(calls) == (kind == "hooked")
+    assert len(calls) == (kind in ("hooked", "replaced"))
     torch.testing.assert_close(values, stock(hidden, made, target), rtol=0, atol=0)
     values.sum().backward()
     assert (made.weight.grad is not None) == (kind == "trained")
