@@ -6,6 +6,7 @@ out/collected.json      which traces were read, which were left out and why
 out/rollouts.jsonl      counterfactual continuations; out/samples.jsonl replies to prompts
 out/pairs.jsonl         confirmed pairs; out/pairs.json and out/pairs.md are their card
 out/stage-N/            training stages before the last, if the recipe has several (align.stage)
+out/inherited.json      the run whose replies of the model as it came were taken over, by a weekly run
 out/held_out.json       how many pairs are not trained on because their requests are measured
 out/adapter/            the last stage: the LoRA adapter and train.json
 out/aligned/            the merged model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from align.disk import one_writer
 from align.gate import GateSettings, Verdict, decide
+from align.inherit import inherit
 from align.markdown import load_report
 from align.model_card import render_card
 from align.standing import Standing, began, unmoved
@@ -107,6 +108,8 @@ def weekly(settings: AlignSettings, out: Path, plan: Weekly, requests: Requests,
             return None
         then = began(registry, out)
         own = pipeline.make_pairs(bench, mark.take(found, out))
+        if (known := inherit(bench, mark.runs)) is not None:
+            tell(f"Replies of the model as it came are those of {known.run}: nothing about them has changed.")
         pipeline.train_and_measure(bench, [*own, *mark.earlier_pairs(out, own)], requests(bench), plan.accelerate)
         with locked(plan.versions):
             outcome = promote(registry, out, plan.gate, then=then)

@@ -41,6 +41,11 @@ class Watermark:
         self._path, self._base = root / "consumed.jsonl", base
         self._runs = [run for run in read_lines(self._path, Consumed) if run.base == base]
 
+    @property
+    def runs(self) -> list[Path]:
+        """Directories of the finished runs, the newest first; some may have been deleted."""
+        return [Path(run.run) for run in reversed(self._runs)]
+
     def finished(self, out: Path) -> bool:
         """Whether the run in `out` has had its verdict."""
         return any(run.run == str(out.resolve()) for run in self._runs)
@@ -68,7 +73,7 @@ class Watermark:
         on the same."""
         kept = out / EARLIER
         if not kept.exists():
-            files = [Path(run.run) / "pairs.jsonl" for run in reversed(self._runs)]
+            files = [run / "pairs.jsonl" for run in self.runs]
             found = _earlier([pair for file in files if file.exists() for pair in read_pairs(file)])
             wanted, _ = dedupe([*own, *found], _quota(out))
             write_pairs([pair for pair in wanted if pair.earlier], kept)

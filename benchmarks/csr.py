@@ -6,6 +6,10 @@ The model answers harmful requests of the `align` topics without a guard; all re
 not. Measured: the adaptive search; then, in draws of its own, 32 continuations at the end of every step (the
 reference); with `--check`, on some of the reasonings, 32 at every token, as in the paper. Computed: the tokens of 32 at
 every token, from the mean length of the reference's continuations, which is interpolated between the ends of steps.
+
+The same turning step is asked twice. With the reference's own draws, of which the search takes what it wants and the
+reference all: what differs is the search's doing, the points that it passes over and the draws that it stops before.
+With draws of its own: what differs is also chance, which keeps two full computations from agreeing as well.
 About 10 minutes on two cores, 3 more for each that is checked. Interrupted (Ctrl-C), it goes on where it stopped.
 """
 
@@ -54,6 +58,8 @@ def main(
             for name, settings in parts.items():
                 some = reasonings[:check] if name == "every_token" else reasonings
                 found[name] = measure(some, bench, settings, generator, store / f"{name}.jsonl")
+            # All that this search can ask for is among the reference's draws: nothing is generated.
+            found["shared"] = measure(reasonings, bench, parts["adaptive"], generator, store / "full.jsonl")
     result = figures(found)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +79,7 @@ def replies(bench: Workbench, traces: int, generator: Generator, store: Path) ->
 
 def figures(found: dict[str, CsrReport]) -> dict[str, Any]:
     """All figures, each with its n and a 95 % interval."""
-    few, full = found["adaptive"].reasonings, found["full"].reasonings
+    few, full, shared = (found[name].reasonings for name in ("adaptive", "full", "shared"))
     every = [float(row.every_token) for row in full]
     return {
         "model": found["full"].model, "judge": found["full"].judge, "detector": found["full"].detector,
@@ -92,10 +98,11 @@ def figures(found: dict[str, CsrReport]) -> dict[str, Any]:
         "fewer_than_at_step_ends": _ratio(
             [float(row.generated) for row in full], [float(row.generated) for row in few]
         ),
-        "same_step": _same(few, full), "reference_with_itself_resampled": _itself(found["full"]),
+        "same_step_of_the_same_draws": _same(shared, full), "same_step_of_other_draws": _same(few, full),
+        "reference_with_itself_resampled": _itself(found["full"]),
         "summaries": {name: found[name].summary.model_dump(mode="json") for name in ("adaptive", "full")},
         "checked_at_every_token": _checked(found),
-        "differing": _differing(few, full),
+        "differing_of_the_same_draws": _differing(shared, full), "differing_of_other_draws": _differing(few, full),
     }  # fmt: skip
 
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from align.model import render
 from align.pairs import Pair
 from align.text import ReplyReader
 from align.turns import Turns
-from guard.steps import TokenTable
-from guard.zones import find_grammar
 
 SHOWN = "<|im_start|>user\n{}<|im_end|>\n"
 REPLY = "<|im_start|>assistant\n<think>\n I will think of {}.\n</think>\nHere it is.<|im_end|>\n"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def turns(tokenizer: Any) -> Turns:
-    backend = tokenizer.backend_tokenizer
-    return Turns(tokenizer, ReplyReader(TokenTable.from_tokenizer(backend), find_grammar(backend)))
+def turns(tokenizer: Any, reader: ReplyReader) -> Turns:
+    return Turns(tokenizer, reader)
 
 
 def pair(tokenizer: Any, name: str, **changed: Any) -> Pair:

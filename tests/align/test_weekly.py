@@ -114,6 +114,20 @@ def test_new_traces_only_and_nothing_to_do(
     assert len((tmp_path / "versions" / "consumed.jsonl").read_text().splitlines()) == 2
 
 
+def test_the_base_models_replies_of_the_run_before_are_taken_over(
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path
+) -> None:
+    log("a", "b")
+    run("week-1", ["a", "b"])
+    evaluation = tmp_path / "week-1" / "evaluation"
+    (evaluation / "spool").mkdir(parents=True)
+    (evaluation / "base.jsonl").write_text("")
+    log("c", "d")
+    told = f"Replies of the model as it came are those of {tmp_path}/week-1: nothing about them has changed."
+    assert run("week-2", ["c", "d"])[1] == [told]
+    assert (tmp_path / "week-2" / "evaluation" / "base.jsonl").exists()
+
+
 def test_an_interrupted_run_goes_on_with_what_it_took(
     log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path
 ) -> None:
