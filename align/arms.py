@@ -23,6 +23,16 @@ class Evaluation(BaseModel):
     controls: dict[str, Control]
 
 
+def base_arms(bench: Workbench) -> list[Arm]:
+    """How the model as it came is asked."""
+    primer = tuple(bench.tokenizer.encode(PRIMER, add_special_tokens=False))
+    return [
+        Arm("base", "base"),
+        Arm("base+guard", "base", guard=True),
+        Arm("base+primer", "base", opening=primer, one_wording=True),
+    ]
+
+
 def evaluate_base(
     bench: Workbench, requests: Sequence[EvalRequest]
 ) -> tuple[dict[str, list[Outcome]], dict[str, Control]]:
@@ -30,13 +40,7 @@ def evaluate_base(
 
     Before training it uses the engine that rolled out the pairs; afterwards it reads what is on disk.
     """
-    primer = tuple(bench.tokenizer.encode(PRIMER, add_special_tokens=False))
-    arms = [
-        Arm("base", "base"),
-        Arm("base+guard", "base", guard=True),
-        Arm("base+primer", "base", opening=primer, one_wording=True),
-    ]
-    outcomes = measured(bench, arms, requests)
+    outcomes = measured(bench, base_arms(bench), requests)
     controls = run_controls(
         [outcome for outcome in outcomes["base"] if outcome.request.label == "harmful"], bench.generator("base"),
         bench.runtime, bench.tokenizer.backend_tokenizer, bench.reader, bench.judge, bench.out / "evaluation",

@@ -7,23 +7,27 @@ that it answers (`align.generate.Job`), so that other requests, or another lengt
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from align.arms import base_arms
 from align.claims import Parts, read_card
 from align.disk import write_whole
-from align.generate import read_results
+from align.evaluate import EvalRequest, arm_jobs
+from align.generate import Job, answers
+from guard.errors import UserError
 from guard.traces import Spool, read_traces
 
 if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 #: Under `OUT/evaluation`: what the model as it came replied, and what it said after the controls' sentences.
-BASE_REPLIES = ("base.jsonl", "controls.jsonl")
+REPLIES, CONTROLS = "base.jsonl", "controls.jsonl"
 
 
 class Inherited(BaseModel):
@@ -36,38 +40,42 @@ class Inherited(BaseModel):
     replies: int
 
 
-def inherit(bench: Workbench, runs: Iterable[Path]) -> Inherited | None:
-    """Copies the base model's replies, and the traces of the guarded ones, from the first of `runs` that has some and
-    was made of the same parts; None where there is none, or where this run has some of its own."""
+def inherit(bench: Workbench, requests: Sequence[EvalRequest], runs: Iterable[Path]) -> Inherited | None:
+    """Copies the base model's replies to these requests, and the traces of the guarded ones, from the first of `runs`
+    that has some and was made of the same parts; None where there is none, or where this run has some of its own."""
     evaluation, card = bench.out / "evaluation", bench.out / "inherited.json"
-    if (evaluation / BASE_REPLIES[0]).exists():
+    if (evaluation / REPLIES).exists():
         return read_card(card, Inherited)
-    parts = read_card(bench.out / "parts.json", Parts)
-    # A hub name's weights may be unknown still: then nobody knows whose replies those are.
-    known = parts is not None and bool(parts.weights)
-    source = next((run for run in runs if known and _has(run, parts)), None)
+    jobs = arm_jobs(base_arms(bench), requests, bench.settings.max_tokens)
+    source = next((run for run in runs if _same_parts(run, bench.out) and _answered(run, jobs)), None)
     if source is None:
         return None
-    results = read_results(source / "evaluation" / BASE_REPLIES[0])
-    answered = {f"{result.id}@{result.job}" for result in results.values()}
+    replies = answers(source / "evaluation" / REPLIES, jobs)
+    guarded = {job.guard_id for job in jobs if job.guard and job.id in replies}
     spool = Spool(evaluation / "spool")
     for trace in read_traces(source / "evaluation" / "spool")[0]:
-        if trace.guard_id in answered:
+        if trace.guard_id in guarded:
             spool.append(trace)
-    found = Inherited(run=_origin(source), replies=len(results))
+    if (source / "evaluation" / CONTROLS).exists():
+        shutil.copy(source / "evaluation" / CONTROLS, evaluation / CONTROLS)
+    found = Inherited(run=_origin(source), replies=len(replies))
     write_whole(card, found.model_dump_json(indent=1))
-    # The first file last: it says that all is here, also to a run that was killed in between.
-    for name in reversed(BASE_REPLIES):
-        if (source / "evaluation" / name).exists():
-            shutil.copy(source / "evaluation" / name, evaluation / f"{name}.part")
-            (evaluation / f"{name}.part").rename(evaluation / name)
+    # Last: it says that all is here, also to a run that was killed in between.
+    write_whole(evaluation / REPLIES, "".join(reply.model_dump_json() + "\n" for reply in replies.values()))
     return found
 
 
-def _has(run: Path, parts: Parts | None) -> bool:
-    evaluation = run / "evaluation"
-    there = (evaluation / BASE_REPLIES[0]).exists() and (evaluation / "spool").is_dir()
-    return there and read_card(run / "parts.json", Parts) == parts
+def _same_parts(run: Path, out: Path) -> bool:
+    """Whether both were made of the same parts. A hub name's weights may be unknown still: then nobody knows, and
+    neither of a run whose card an earlier version of the program wrote."""
+    parts = read_card(out / "parts.json", Parts)
+    with contextlib.suppress(UserError):
+        return parts is not None and bool(parts.weights) and read_card(run / "parts.json", Parts) == parts
+    return False
+
+
+def _answered(run: Path, jobs: Sequence[Job]) -> bool:
+    return (run / "evaluation" / "spool").is_dir() and bool(answers(run / "evaluation" / REPLIES, jobs))
 
 
 def _origin(run: Path) -> str:

@@ -107,10 +107,10 @@ def weekly(settings: AlignSettings, out: Path, plan: Weekly, requests: Requests,
         if _nothing_to_do(mark, found, out, plan, tell):
             return None
         then = began(registry, out)
-        own = pipeline.make_pairs(bench, mark.take(found, out))
-        if (known := inherit(bench, mark.runs)) is not None:
-            tell(f"Replies of the model as it came are those of {known.run}: nothing about them has changed.")
-        pipeline.train_and_measure(bench, [*own, *mark.earlier_pairs(out, own)], requests(bench), plan.accelerate)
+        own, asked = pipeline.make_pairs(bench, mark.take(found, out)), requests(bench)
+        if (known := inherit(bench, asked, mark.runs)) is not None:
+            tell(f"{known.replies} replies of the model as it came are those of {known.run}.")
+        pipeline.train_and_measure(bench, [*own, *mark.earlier_pairs(out, own)], asked, plan.accelerate)
         with locked(plan.versions):
             outcome = promote(registry, out, plan.gate, then=then)
             mark.commit(out)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from align import pipeline
 from align.gate import GateSettings
+from align.inherit import Inherited
 from align.pairs import Pair, write_pairs
 from align.promote import Weekly, promote, roll_back, weekly
 from align.versions import history, locked
@@ -115,17 +116,24 @@ def test_new_traces_only_and_nothing_to_do(
 
 
 def test_the_base_models_replies_of_the_run_before_are_taken_over(
-    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path
-) -> None:
+    log: Callable[..., Path], run: Callable[..., tuple[int | None, list[str]]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[list[Path]] = []
+
+    def inherit(_: pipeline.Workbench, requests: object, runs: list[Path]) -> Inherited | None:
+        asked.append(runs)
+        return Inherited(run=str(runs[0]), replies=3) if runs else None
+
+    monkeypatch.setattr("align.promote.inherit", inherit)
     log("a", "b")
-    run("week-1", ["a", "b"])
-    evaluation = tmp_path / "week-1" / "evaluation"
-    (evaluation / "spool").mkdir(parents=True)
-    (evaluation / "base.jsonl").write_text("")
+    assert run("week-1", ["a", "b"]) == (1, [])
     log("c", "d")
-    told = f"Replies of the model as it came are those of {tmp_path}/week-1: nothing about them has changed."
+    told = f"3 replies of the model as it came are those of {tmp_path}/week-1."
     assert run("week-2", ["c", "d"])[1] == [told]
-    assert (tmp_path / "week-2" / "evaluation" / "base.jsonl").exists()
+    log("e", "f")
+    run("week-3", ["e", "f"])
+    assert asked == [[], [tmp_path / "week-1"], [tmp_path / "week-2", tmp_path / "week-1"]]
 
 
 def test_an_interrupted_run_goes_on_with_what_it_took(
