@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 EVERYTHING = {"steps": None, "benign_steps": None}
-#: What each changes in the settings of the run's first stage. Beta 0 leaves the SFT term alone.
+#: What each changes in the settings of the run's last stage, which it trains from the model as it came. Beta 0 leaves
+#: the SFT term alone.
 BASELINES: dict[str, dict[str, Any]] = {
     "sft": {"scope": EVERYTHING, "beta": 0.0, "sft_weight": 1.0},
     "full-dpo": {"scope": EVERYTHING, "sft_weight": 0.0},
@@ -43,10 +44,15 @@ def known_baselines(names: str) -> tuple[str, ...]:
     return found
 
 
+def baseline_settings(recipe: Sequence[TrainSettings], name: str) -> TrainSettings:
+    """One stage on both kinds of pairs; no stage before it refuses anything."""
+    return TrainSettings.model_validate(recipe[-1].model_dump() | {"benign": "trigger"} | BASELINES[name])
+
+
 def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainReport:
     """Trains it into `OUT/baselines/NAME/adapter`, unless it is there already."""
     adapter = _directory(bench, name) / "adapter"
-    settings = TrainSettings.model_validate(bench.settings.recipe[0].model_dump() | BASELINES[name])
+    settings = baseline_settings(bench.settings.recipe, name)
     report = read_report(adapter)
     if report is not None:
         check(report.settings, settings, f"{adapter} holds another baseline")

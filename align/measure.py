@@ -24,6 +24,7 @@ from align.evaluate import (
 )
 from align.held_out import left_out
 from align.inherit import Inherited
+from align.recipe import stage_directories
 from align.report import DetectorCard, Goal, JudgeCard, Report, Span, Transcript, TranscriptArm
 from align.train import read_report
 from classifiers.stats import Rate, bootstrap_pair, difference
@@ -115,13 +116,16 @@ def _base_goals(evaluation: Evaluation) -> list[Goal]:
 
 
 def _speed(bench: Workbench) -> dict[str, Any]:
-    trained = read_report(bench.out / "adapter")
-    if trained is None:
+    """Of all training stages."""
+    outs = stage_directories(bench)
+    trained = [report for report in map(read_report, outs) if report is not None]
+    if len(trained) < len(outs):
         return {}
-    passes = trained.pairs * trained.settings.epochs
+    seconds = sum(report.seconds for report in trained)
+    passes = sum(report.pairs * report.settings.epochs for report in trained)
     return {
-        "training_seconds": round(trained.seconds, 1), "training_pairs": trained.pairs,
-        "pairs_per_second": round(passes / trained.seconds, 2),
+        "training_seconds": round(seconds, 1), "training_pairs": [report.pairs for report in trained],
+        "pairs_per_second": round(passes / seconds, 2),
     }  # fmt: skip
 
 

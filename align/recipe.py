@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 
+#: The paper's two stages: what a run trains that names no others.
+DEFAULT = Path(__file__).with_name("configs") / "paper.yaml"
+
+
 def read_stages(path: Path) -> list[TrainSettings]:
-    """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
+    """A YAML list of stage settings, such as `DEFAULT`; a UserError names the key that is wrong."""
     try:
         stages = TypeAdapter(list[TrainSettings]).validate_python(read_yaml(path, "Stages file"))
     except ValidationError as error:
@@ -45,13 +49,17 @@ def read_stages(path: Path) -> list[TrainSettings]:
     return stages
 
 
+def stage_directories(bench: Workbench) -> list[Path]:
+    """Where the run's training stages lie; the last one is what is served."""
+    return [bench.out / f"stage-{number}" for number in range(1, len(bench.settings.stages))] + [bench.out / "adapter"]
+
+
 def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> TrainReport:
     """Trains the stages that are not there already; returns the last one's report. `accelerate`: see `align.train`.
 
     UserError, before anything is trained, where a directory holds another stage than the recipe has there.
     """
-    stages = bench.settings.recipe
-    outs = [bench.out / f"stage-{number}" for number in range(1, len(stages))] + [bench.out / "adapter"]
+    stages, outs = bench.settings.recipe, stage_directories(bench)
     starts = [None, *outs[:-1]]
     for out, settings, start in zip(outs, stages, starts, strict=True):
         _check(out, settings, start)

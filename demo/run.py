@@ -16,7 +16,6 @@ from rich.progress import Progress
 
 from align import pipeline
 from align.requests import built_in
-from align.train import TrainSettings
 from demo.model import reasoner_model
 from demo.topics import load_topics
 from guard.errors import UserError
@@ -33,7 +32,7 @@ def main(out: Path, seed: int = 0) -> None:
     with console.status("making the demo reasoner ready (once, about 30 s)"):
         model = str(reasoner_model())
     traces = out / "traces"
-    settings = pipeline.AlignSettings(model=model, seed=seed, stages=[TrainSettings(seed=seed)])
+    settings = pipeline.AlignSettings(model=model, seed=seed)
     with pipeline.Workbench.open(settings, out) as bench:
         requests = traffic()
         if not (out / "traffic.done").exists():

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from align.baselines import BASELINES, known_baselines, with_prefix
+from align.baselines import BASELINES, baseline_settings, known_baselines, with_prefix
 from align.branch import BranchCollator
 from align.head import add_branch_head
 from align.loss import preference_loss
 from align.pairs import Pair
+from align.recipe import DEFAULT, read_stages
 from align.train import TrainSettings
 from guard.errors import UserError
 from tests.align.test_loss import random_model, separate_logp
@@ -67,7 +68,8 @@ def test_the_normalised_loss_equals_its_formula() -> None:
 
 
 def test_without_a_preference_only_the_sft_term_has_a_gradient() -> None:
-    settings = TrainSettings.model_validate(TrainSettings().model_dump() | BASELINES["sft"])
+    settings = baseline_settings(read_stages(DEFAULT), "sft")
+    assert (settings.benign, settings.benign_share, settings.scope.steps) == ("trigger", 0.4, None)
     tensors = [torch.tensor([value], requires_grad=True) for value in (-2.0, -3.0)]
     found = preference_loss(
         *tensors, torch.tensor([-2.5]), torch.tensor([-2.0]), torch.tensor([4]), beta=settings.beta,
