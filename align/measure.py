@@ -124,7 +124,7 @@ def _speed(bench: Workbench) -> dict[str, Any]:
     seconds = sum(report.seconds for report in trained)
     passes = sum(report.pairs * report.settings.epochs for report in trained)
     return {
-        "training_seconds": round(seconds, 1), "training_pairs": [report.pairs for report in trained],
+        "training_seconds": round(seconds, 1), "training_pairs": sum(report.pairs for report in trained),
         "pairs_per_second": round(passes / seconds, 2),
     }  # fmt: skip
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from align.arms import Evaluation, evaluate_base
-from align.controls import run_controls
-from align.evaluate import summarise
+from align.controls import Control, run_controls
+from align.evaluate import NO_CASES, summarise
 from align.gate import GateSettings, decide
 from align.generate import EngineSpec, Generator
 from align.markdown import load_report, markdown
@@ -20,6 +20,7 @@ from align.measure import build_report
 from align.model import load_runtime, load_tokenizer
 from align.pipeline import AlignSettings
 from align.report import Goal, print_table, write_report
+from align.train import TrainReport, TrainSettings
 from classifiers.stats import Rate
 from tests.align.outcomes import outcome
 
@@ -83,3 +84,23 @@ def test_arms_and_controls_have_the_runs_length(bench: Any, monkeypatch: pytest.
 def test_a_goal_without_cases_is_not_met(sign: str, limit: float) -> None:
     assert Goal.of("g", sign, limit, Rate.of(0, 4)).met
     assert not Goal.of("g", sign, limit, Rate.of(0, 0)).met
+
+
+def test_the_speed_is_that_of_all_stages(bench: Any) -> None:
+    rows = [outcome("h"), outcome("b", "benign"), outcome("a", "alarming")]
+    outcomes = {name: rows for name in ("base", "base+guard", "base+primer", "aligned", "aligned+guard")}
+    none = Control(reasoning_harm=NO_CASES, refusal=NO_CASES)
+    evaluation = Evaluation(
+        arms={name: summarise(found) for name, found in outcomes.items()},
+        controls=dict.fromkeys(("cue", "trigger", "neutral"), none),
+    )
+    speeds = []
+    for name, pairs, epochs, seconds in (("stage-1", 70, 4.0, 60.0), ("adapter", 80, 2.0, 28.0)):
+        trained = TrainReport(
+            pairs=pairs, intervened=pairs, benign=0, tokens=9, too_long=[], steps=1, seconds=seconds,
+            settings=TrainSettings(epochs=epochs),
+        )  # fmt: skip
+        (bench.out / name).mkdir()
+        (bench.out / name / "train.json").write_text(trained.model_dump_json())
+        speeds.append(build_report(bench, outcomes, evaluation).speed)
+    assert speeds == [{}, {"training_seconds": 88.0, "training_pairs": 150.0, "pairs_per_second": 5.0}]
