@@ -94,6 +94,7 @@ def test_the_speed_is_that_of_all_stages(bench: Any) -> None:
         arms={name: summarise(found) for name, found in outcomes.items()},
         controls=dict.fromkeys(("cue", "trigger", "neutral"), none),
     )
+    bench.settings = bench.settings.model_copy(update={"stages": [TrainSettings(), TrainSettings()]})
     speeds = []
     for name, pairs, epochs, seconds in (("stage-1", 70, 4.0, 60.0), ("adapter", 80, 2.0, 28.0)):
         trained = TrainReport(

@@ -114,8 +114,11 @@ def test_two_stages_train_one_adapter(
     one = read_report(tmp_path / "stage-1")
     assert one is not None
     assert (one.intervened, one.benign) == (4, 0)
-    assert (report.intervened, report.benign) == (1, 1)
+    assert (report.intervened, report.benign) == (4, 4)
     card, rows = stage.read(tmp_path / "adapter")
+    benign = [pair for pair in pairs if pair.kind == "benign"]
+    wanted = {refusal_id(benign[0]), *(pair.id for pair in benign[1:])}
+    assert {row.pair for row in rows if row.kind == "benign"} == wanted, "what the first stage answers stays"
     assert card.start == tmp_path / "stage-1"
     references = json.loads((tmp_path / "adapter" / "reference.json").read_text())
     first_rows = stage.read(tmp_path / "stage-1")[1]
