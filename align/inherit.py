@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from align.arms import base_arms
-from align.claims import Parts, read_card
+from align.claims import Card, Parts, read_card
 from align.disk import write_whole
 from align.evaluate import EvalRequest, arm_jobs
 from align.generate import Job, answers
@@ -66,12 +66,9 @@ def inherit(bench: Workbench, requests: Sequence[EvalRequest], runs: Iterable[Pa
 
 
 def _same_parts(run: Path, out: Path) -> bool:
-    """Whether both were made of the same parts. A hub name's weights may be unknown still: then nobody knows, and
-    neither of a run whose card an earlier version of the program wrote."""
+    """Whether both were made of the same parts. A hub name's weights may be unknown still: then nobody knows."""
     parts = read_card(out / "parts.json", Parts)
-    with contextlib.suppress(UserError):
-        return parts is not None and bool(parts.weights) and read_card(run / "parts.json", Parts) == parts
-    return False
+    return parts is not None and bool(parts.weights) and _card(run / "parts.json", Parts) == parts
 
 
 def _answered(run: Path, jobs: Sequence[Job]) -> bool:
@@ -80,5 +77,12 @@ def _answered(run: Path, jobs: Sequence[Job]) -> bool:
 
 def _origin(run: Path) -> str:
     """The run that generated them: `run` may have taken them over itself."""
-    card = read_card(run / "inherited.json", Inherited)
+    card = _card(run / "inherited.json", Inherited)
     return str(run) if card is None else card.run
+
+
+def _card(path: Path, kind: type[Card]) -> Card | None:
+    """An earlier run's card. One that another version of the program wrote must not stop cron: it counts as none."""
+    with contextlib.suppress(UserError):
+        return read_card(path, kind)
+    return None

@@ -73,6 +73,9 @@ def test_nothing_is_generated_that_is_known(earlier: Path, week: Open, tmp_path:
     # Once more (the run was interrupted), and by a run after it: the replies are still the first one's.
     assert inherit(bench, REQUESTS, []) == known
     assert inherit(week("week-3"), REQUESTS, [bench.out]) == known
+    # A card of another version of the program is no card, and no reason to stop.
+    (bench.out / "inherited.json").write_text("{}")
+    assert inherit(week("week-4"), REQUESTS, [bench.out]) == Inherited(run=str(bench.out), replies=6)
 
 
 def test_replies_to_other_requests_or_of_another_length_are_not_taken(earlier: Path, week: Open) -> None:
