@@ -1,8 +1,10 @@
 """The curve: reasoning harm against benign refusals over what training can be set to, and the recipe chosen on it.
 
-Every point is an adapter, trained on the pairs of one run and measured without a guard. The requests are none that a
-report is about: a recipe chosen on the report's own requests would make the report look better than its model is.
+Every point is an adapter, trained on the pairs of one run and measured without a guard. Of a recipe of several stages
+the points change the last; they go on from the one before, which is trained once. The requests are none that a report
+is about: a recipe chosen on the report's own requests would make the report look better than its model is.
 
+OUT/stage-N/                    the stages before the last (align.recipe)
 OUT/curve/points/NAME/adapter/  one stage of training (align.stage)
 OUT/curve/replies-DIGEST/       the replies of every point to one set of requests
 OUT/curve/curve.json            figures; curve.md and curve.png show them
@@ -28,6 +30,7 @@ from align.evaluate import Arm, ArmReport, EvalRequest, Label, Outcome, change, 
 from align.generate import read_results
 from align.measure import sounder
 from align.pairs import Pair, request_key
+from align.recipe import given_pairs, run_first_stages
 from align.train import TrainReport, TrainSettings, merge, mix, train
 from classifiers.stats import Rate
 from guard.errors import UserError
@@ -70,6 +73,8 @@ class CurveReport(BaseModel):
     """Requests by label."""
     topics: int
     settings: CurveSettings
+    before: list[TrainSettings] = []
+    """The stages that all points go on from."""
     base: ArmReport
     points: dict[str, PointReport]
     chosen: str | None
@@ -106,7 +111,8 @@ def run_curve(
     return CurveReport(
         model=bench.settings.model, judge=bench.judge.version, seed=bench.settings.seed, requests=source,
         counts=Counter(r.label for r in requests), topics=len({r.topic for r in requests}), settings=settings,
-        base=summarise(base), points=found, chosen=chosen, near=_near(chosen, found, outcomes, settings),
+        before=bench.settings.recipe[:-1], base=summarise(base), points=found, chosen=chosen,
+        near=_near(chosen, found, outcomes, settings),
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     )  # fmt: skip
 
@@ -159,23 +165,22 @@ def _reported(out: Path) -> set[str]:
 def _train_all(
     bench: Workbench, points: Sequence[Point], pairs: Sequence[Pair], accelerate: Path | None
 ) -> dict[str, TrainReport]:
-    """All training comes before all measuring: one engine then measures every point, and beside none is trained."""
+    """All training comes before all measuring: one engine then measures every point. (Asked what the first stages'
+    model refuses, an engine runs before; on a GPU it makes room.)"""
     run = bench.settings.stages[-1]
     for point in points:
         _check_pairs(point.name, pairs, point.settings(run))
+    start = run_first_stages(bench, pairs, accelerate)
+    given = given_pairs(bench, pairs, run, start)
+    bench.make_room()
     shown, found = labels(points), {}
     for number, point in enumerate(points, 1):
         adapter = _directory(bench, point.name) / "adapter"
         _tell(f"training point {number} of {len(points)}, {shown[point.name]}")
         found[point.name] = train(
-            bench.settings.model,
-            pairs,
-            adapter,
-            point.settings(run),
-            bench.reader,
-            bench.runtime.policy.limits,
-            accelerate=accelerate,
-        )
+            bench.settings.model, given, adapter, point.settings(run), bench.reader, bench.runtime.policy.limits,
+            start=start, accelerate=accelerate,
+        )  # fmt: skip
     return found
 
 

@@ -30,15 +30,13 @@ class Point(BaseModel):
         )
 
     def settings(self, run: TrainSettings) -> TrainSettings:
-        """The whole stage: the last one of the run's recipe, which then goes on from the model as it is.
+        """The whole stage: the last one of the run's recipe.
 
         A benign pair's own side keeps its width unless the others are wider: cut off before the rejected side is, it
         would be preferred for being short.
         """
         wider = max(self.steps, run.scope.benign_steps, key=_width)
-        changes = self.model_dump(exclude={"steps"}) | {
-            "scope": {"steps": self.steps, "benign_steps": wider}, "benign": "trigger",
-        }  # fmt: skip
+        changes = self.model_dump(exclude={"steps"}) | {"scope": {"steps": self.steps, "benign_steps": wider}}
         return TrainSettings.model_validate(run.model_dump() | changes)
 
 

@@ -109,7 +109,7 @@ def grids(report: CurveReport) -> list[Grid]:
 
 
 def recipe(report: CurveReport, name: str) -> str:
-    """A stages file of one point. The seed is the run's that it is used in."""
+    """A stages file: the stages before, and one point. The seed is the run's that it is used in."""
     point = report.points[name]
     head = [
         f"Chosen by `align curve` with {report.judge}: {point.label}.",
@@ -118,8 +118,8 @@ def recipe(report: CurveReport, name: str) -> str:
         f"sound benign replies {show(point.changes[SOUND], 'points')}.",
         "Use: cli.py align --traces traces/ --model M --out runs/next --stages THIS_FILE",
     ]
-    stage = point.training.settings.model_dump(mode="json", exclude={"seed"})
-    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump([stage], sort_keys=False)
+    stages = [s.model_dump(mode="json", exclude={"seed"}) for s in (*report.before, point.training.settings)]
+    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(stages, sort_keys=False)
 
 
 def print_curve(report: CurveReport, console: Console) -> None:

@@ -94,6 +94,9 @@ class Pair(BaseModel):
     """None only in a pair that was written by hand."""
     earlier: bool = Field(default=False, exclude=True)
     """Of a run before this one (`align.watermark`). No file holds it: it says nothing of the pair itself."""
+    answered: bool = Field(default=False, exclude=True)
+    """A benign pair whose request the stage before answers (`align.recipe`): there is less to learn from it than from
+    one that it refuses. No file holds it."""
 
 
 class Quota(BaseModel):

@@ -20,9 +20,12 @@ from guard.settings import read_yaml
 if TYPE_CHECKING:
     from align.pipeline import Workbench
 
+#: The paper's two stages: what a run trains that names no others.
+DEFAULT = Path(__file__).with_name("configs") / "paper.yaml"
+
 
 def read_stages(path: Path) -> list[TrainSettings]:
-    """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
+    """A YAML list of stage settings, such as `DEFAULT`; a UserError names the key that is wrong."""
     try:
         stages = TypeAdapter(list[TrainSettings]).validate_python(read_yaml(path, "Stages file"))
     except ValidationError as error:
@@ -56,23 +59,41 @@ def run_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None 
     UserError, before anything is trained, where a directory holds another stage than the recipe has there.
     """
     stages, outs = bench.settings.recipe, stage_directories(bench)
-    starts = [None, *outs[:-1]]
-    for out, settings, start in zip(outs, stages, starts, strict=True):
-        _check(out, settings, start)
-    report = None
-    for out, settings, start in zip(outs, stages, starts, strict=True):
-        report = read_report(out)
-        if report is None:
-            given = list(pairs)
-            if settings.benign == "refusal" and start is not None:
-                given = _refused(bench, pairs, start)
-            bench.make_room()
-            report = train(
-                bench.settings.model, given, out, settings, bench.reader, bench.runtime.policy.limits,
-                start=start, accelerate=accelerate,
-            )  # fmt: skip
-    if report is None:
+    if not stages:
         raise UserError("No training stages", fix="Give at least one")
+    for out, settings, start in zip(outs, stages, [None, *outs[:-1]], strict=True):
+        _check(out, settings, start)
+    start = run_first_stages(bench, pairs, accelerate)
+    return _run(bench, pairs, outs[-1], stages[-1], start, accelerate)
+
+
+def run_first_stages(bench: Workbench, pairs: Sequence[Pair], accelerate: Path | None = None) -> Path | None:
+    """Trains all stages but the last that are not there already; returns what the last one goes on from, or None."""
+    start = None
+    for out, settings in zip(stage_directories(bench)[:-1], bench.settings.recipe[:-1], strict=True):
+        _check(out, settings, start)
+        _run(bench, pairs, out, settings, start, accelerate)
+        start = out
+    return start
+
+
+def given_pairs(bench: Workbench, pairs: Sequence[Pair], settings: TrainSettings, start: Path | None) -> list[Pair]:
+    """What a stage chooses its pairs from."""
+    return _refused(bench, pairs, start) if settings.benign == "refusal" and start is not None else list(pairs)
+
+
+def _run(
+    bench: Workbench, pairs: Sequence[Pair], out: Path, settings: TrainSettings, start: Path | None,
+    accelerate: Path | None,
+) -> TrainReport:  # fmt: skip
+    report = read_report(out)
+    if report is None:
+        given = given_pairs(bench, pairs, settings, start)
+        bench.make_room()
+        report = train(
+            bench.settings.model, given, out, settings, bench.reader, bench.runtime.policy.limits,
+            start=start, accelerate=accelerate,
+        )  # fmt: skip
     return report
 
 
@@ -90,8 +111,8 @@ def _check(out: Path, settings: TrainSettings, start: Path | None) -> None:
 
 def _refused(bench: Workbench, pairs: Sequence[Pair], start: Path) -> list[Pair]:
     """The intervened pairs, and the benign ones against what the model in `start` refuses. Those that it answers stay
-    as they are: without them a first stage that refuses little where a reply has begun left 7 pairs to train on, and a
-    model that refused 8 of 10 benign requests (demo, seed 2)."""
+    as they are, to fill up: without them a first stage that refuses little where a reply has begun left 7 pairs to
+    train on, and a model that refused 8 of 10 benign requests (demo, seed 2)."""
     generator = bench.generator("base")
     generator.use(str(merge(bench.settings.model, start, start / "merged")))
     found, counts = refusals(
@@ -99,4 +120,5 @@ def _refused(bench: Workbench, pairs: Sequence[Pair], start: Path) -> list[Pair]
     )  # fmt: skip
     Console(stderr=True).print(f"benign requests after {start.name}: {dict(counts)}")
     instead = {pair.id: pair for pair in found}
-    return [instead.get(refusal_id(pair), pair) if pair.kind == "benign" else pair for pair in pairs]
+    benign = {p.id: instead.get(refusal_id(p), p.model_copy(update={"answered": True})) for p in pairs}
+    return [benign[pair.id] if pair.kind == "benign" else pair for pair in pairs]

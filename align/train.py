@@ -91,14 +91,14 @@ class TrainReport(BaseModel):
 
 
 def mix(pairs: Sequence[Pair], settings: TrainSettings) -> list[Pair]:
-    """A seeded choice of at most `max_pairs` with the wanted share of benign pairs; of each kind a run's own pairs come
-    first, those of earlier runs fill up what is left."""
+    """A seeded choice of at most `max_pairs` with the wanted share of benign pairs. Of each kind a run's own pairs come
+    first, those of earlier runs fill up what is left; before both come those that the stage before refuses."""
     rng = random.Random(settings.seed)
     by_kind = {kind: [p for p in pairs if p.kind == kind] for kind in ("intervened", "benign")}
     for group in by_kind.values():
         rng.shuffle(group)
         # A stable sort: chance decides among a run's own pairs, and among the earlier ones.
-        group.sort(key=lambda pair: pair.earlier)
+        group.sort(key=lambda pair: (pair.answered, pair.earlier))
     share = settings.benign_share
     total = min(
         settings.max_pairs,

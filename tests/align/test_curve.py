@@ -84,10 +84,12 @@ def test_a_grid_stands_for_every_combination() -> None:
 
 @pytest.mark.parametrize(("steps", "benign"), [(1, 8), (12, 12), ("reasoning", "reasoning"), (None, None)])
 def test_a_benign_pairs_own_side_is_never_cut_before_the_rejected_one(steps: Steps, benign: Steps) -> None:
-    run = TrainSettings(benign="refusal", epochs=7, seed=5)
+    run = TrainSettings(epochs=7, seed=5)
     found = Point(steps=steps, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4).settings(run)
     assert found.scope == Scope(steps=steps, benign_steps=benign)
     assert (found.benign, found.epochs, found.seed, found.sft_weight) == ("trigger", 7, 5, 0.2)
+    second = Point(steps=1, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4)
+    assert second.settings(TrainSettings(benign="refusal")).benign == "refusal", "the last stage of a recipe of two"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def test_own_pairs_beyond_the_maximum_leave_no_room_for_earlier_ones() -> None:
     assert sum(not p.earlier for p in chosen if p.kind == "benign") == 20
 
 
+def test_what_the_stage_before_refuses_comes_before_what_it_answers() -> None:
+    """A refusal of an earlier run's request teaches more than a request of this run that is answered."""
+    refused, answered = made("refused", 0, 3, earlier=True), made("answered", 0, 40)
+    answered = [pair.model_copy(update={"answered": True}) for pair in answered]
+    chosen = mix([*answered, *refused, *made("own", 40, 0)], TrainSettings(benign_share=0.2))
+    benign = [pair for pair in chosen if pair.kind == "benign"]
+    assert (len(chosen), len(benign)) == (50, 10)
+    assert sum(not pair.answered for pair in benign) == 3
+    fewer = mix([*answered, *refused, *made("own", 40, 0)], TrainSettings(benign_share=0.2, max_pairs=15))
+    assert names([pair for pair in fewer if pair.kind == "benign"]) == names(refused)
+
+
 @given(*[st.integers(0, 40)] * 4, st.sampled_from([0.0, 0.25, 0.4, 0.5, 1.0]), st.integers(1, 60))
 def test_earlier_pairs_change_neither_the_share_nor_what_is_own(
     i: int, b: int, old_i: int, old_b: int, share: float, most: int
