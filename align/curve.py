@@ -96,9 +96,9 @@ def run_curve(
     `accelerate`: see `align.train.train`. UserError for requests that may not be chosen on, before anything is trained.
     """
     check_requests(requests, pairs, bench.out)
-    points = settings.points(bench.settings.stages[-1])
+    points = settings.points(bench.settings.recipe[-1])
     shown = labels(points)
-    training = _train_all(bench, points, pairs, accelerate)
+    training = train_points(bench, points, pairs, accelerate)
     outcomes = _measure_all(bench, shown, requests)
     base = outcomes.pop("base")
     found = {
@@ -162,12 +162,14 @@ def _reported(out: Path) -> set[str]:
     return set(map(request_key, texts))
 
 
-def _train_all(
-    bench: Workbench, points: Sequence[Point], pairs: Sequence[Pair], accelerate: Path | None
+def train_points(
+    bench: Workbench, points: Sequence[Point], pairs: Sequence[Pair], accelerate: Path | None = None
 ) -> dict[str, TrainReport]:
-    """All training comes before all measuring: one engine then measures every point. (Asked what the first stages'
+    """Trains the points that are not on disk yet, and before them the run's stages but the last.
+
+    All training comes before all measuring: one engine then measures every point. (Asked what the first stages'
     model refuses, an engine runs before; on a GPU it makes room.)"""
-    run = bench.settings.stages[-1]
+    run = bench.settings.recipe[-1]
     for point in points:
         _check_pairs(point.name, pairs, point.settings(run))
     start = run_first_stages(bench, pairs, accelerate)

@@ -20,12 +20,9 @@ from guard.settings import read_yaml
 if TYPE_CHECKING:
     from align.pipeline import Workbench
 
-#: The paper's two stages: what a run trains that names no others.
-DEFAULT = Path(__file__).with_name("configs") / "paper.yaml"
-
 
 def read_stages(path: Path) -> list[TrainSettings]:
-    """A YAML list of stage settings, such as `DEFAULT`; a UserError names the key that is wrong."""
+    """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
     try:
         stages = TypeAdapter(list[TrainSettings]).validate_python(read_yaml(path, "Stages file"))
     except ValidationError as error:

@@ -44,6 +44,7 @@ COLUMNS: Columns = (
 DETAILS: Columns = (
     ("Harm in reasoning or answer", "any_harm", "percent", "lower is better"),
     ("Harmful requests refused", "harmful_refusal", "percent", "higher is better"),
+    ("Neither refused nor harmful", "unsettled", "percent", "read some"),
     ("Ordinary refused", "ordinary_refusal", "percent", "lower is better"),
     ("Alarming refused", "alarming_refusal", "percent", "lower is better"),
     ("Interventions per 1,000", "benign_interventions_per_1000", "per 1,000", "benign requests, lower is better"),

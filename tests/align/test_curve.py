@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from align import stage
 from align.cli import app
-from align.curve import ALARMING, SOUND, CurveReport, PointReport, check_requests, choose
+from align.curve import ALARMING, SOUND, CurveReport, PointReport, check_requests, choose, train_points
 from align.curve_points import CurveSettings, Point, labels
 from align.curve_report import markdown, picture, recipe, verdict
 from align.evaluate import EvalRequest, Label, summarise
 from align.pairs import Kind, Pair, Scope, Steps, write_pairs
-from align.pipeline import AlignSettings
+from align.pipeline import AlignSettings, Workbench
 from align.recipe import read_stages
+from align.refusals import refusal_id
 from align.train import TrainReport, TrainSettings
 from classifiers.stats import Rate
 from guard.errors import UserError
@@ -23,6 +26,8 @@ from tests.align.outcomes import outcome
 from tests.align.reports import sample
 from tests.align.runs import DECLINES
 from tests.align.runs import pair as trained_pair
+from tests.align.small import SMALL
+from tests.align.test_recipe import MOST, refused
 from tests.tiny import CUE, OPENING, PLAN, retarget
 
 #: The reply ends with its reasoning.
@@ -134,6 +139,9 @@ def test_the_chosen_recipe_is_a_stages_file(tmp_path: Path) -> None:
     (tmp_path / "chosen.yaml").write_text(recipe(found, "b"), encoding="utf-8")
     assert read_stages(tmp_path / "chosen.yaml") == [TRAIN.model_copy(update={"learning_rate": 5e-5})]
     assert "# Harm in reasoning or answer 25.0 % [" in recipe(found, "b")
+    two = found.model_copy(update={"before": [TRAIN.model_copy(update={"benign_share": 0.0})]})
+    (tmp_path / "chosen.yaml").write_text(recipe(two, "b"), encoding="utf-8")
+    assert [stage.benign_share for stage in read_stages(tmp_path / "chosen.yaml")] == [0.0, 0.5]
 
 
 def test_page_and_picture_say_what_was_chosen(tmp_path: Path) -> None:
@@ -179,6 +187,25 @@ def test_help_teaches_with_an_example() -> None:
     shown = invoke("--help")
     assert "cli.py align curve --model demo --out runs/align --steps 1,reasoning" in " ".join(shown.split())
     assert "--stages runs/align/curve/chosen.yaml" in " ".join(shown.split())
+
+
+def test_points_go_on_from_the_stages_before(
+    small_model: Path, pairs: list[Pair], tokenizer: Any, tmp_path: Path
+) -> None:
+    first = SMALL.model_copy(update={"benign_share": 0.0})
+    last = SMALL.model_copy(update={"benign": "refusal", "epochs": 1})
+    settings = AlignSettings(model=str(small_model), stages=[first, last], max_tokens=MOST)
+    grid = CurveSettings(steps=(1,), sft_weight=(0.0, 0.2)).points(last)
+    with Workbench.open(settings, tmp_path) as bench:
+        benign = refused(pairs, tokenizer, tmp_path / "stage-1")
+        found = train_points(bench, grid, pairs)
+    assert [report.settings.sft_weight for report in found.values()] == [0.0, 0.2]
+    for point in grid:
+        card, rows = stage.read(tmp_path / "curve" / "points" / point.name / "adapter")
+        assert card.start == tmp_path / "stage-1"
+        wanted = {refusal_id(benign[0]), *(pair.id for pair in benign[1:])}
+        assert {row.pair for row in rows if row.kind == "benign"} == wanted
+    assert not (tmp_path / "adapter").exists(), "the run's own last stage is no point"
 
 
 @pytest.fixture(scope="module")
