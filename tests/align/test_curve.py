@@ -17,7 +17,7 @@ from align.curve_report import markdown, picture, recipe, verdict
 from align.evaluate import EvalRequest, Label, summarise
 from align.pairs import Kind, Pair, Scope, Steps, write_pairs
 from align.pipeline import AlignSettings, Workbench
-from align.recipe import read_stages
+from align.recipe import given_pairs, read_stages
 from align.refusals import refusal_id
 from align.train import TrainReport, TrainSettings
 from classifiers.stats import Rate
@@ -199,6 +199,8 @@ def test_points_go_on_from_the_stages_before(
     with Workbench.open(settings, tmp_path) as bench:
         benign = refused(pairs, tokenizer, tmp_path / "stage-1")
         found = train_points(bench, grid, pairs)
+        given = given_pairs(bench, pairs, last, tmp_path / "stage-1")
+    assert [pair.id for pair in given if pair.answered] == [pair.id for pair in benign[1:]], "they only fill up"
     assert [report.settings.sft_weight for report in found.values()] == [0.0, 0.2]
     for point in grid:
         card, rows = stage.read(tmp_path / "curve" / "points" / point.name / "adapter")
