@@ -158,6 +158,29 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert "\n" not in reason(caught.value)
 
 
+@pytest.mark.parametrize("released", [True, False])
+def test_a_new_file_that_another_is_turning_to_wal_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    """Its write lock is told at once: SQLite does not wait for it here."""
+    path = tmp_path / "s.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(store_module, "_BUSY_SECONDS", 10 if released else 0.2)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Store.open, f"sqlite:///{path}", migrate=True)
+        with pytest.raises(TimeoutError):
+            opening.result(0.1)
+        if released:
+            other.execute("COMMIT")
+            opening.result(20).close()
+            assert other.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+        else:
+            with pytest.raises((OperationalError, UserError), match="locked"):
+                opening.result(20)
+    other.close()
+
+
 def test_a_sqlite_store_is_its_owners_and_survives_its_writer(tmp_path: Path) -> None:
     path = tmp_path / "100%20 ?" / "store.db"
     url = beside(path.parent)
