@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 
 LEVELS = {
     "Harm in either place": "any_harm", "Reasoning harm": "reasoning_harm", "Answer harm": "answer_harm",
-    "Harmful refused": "harmful_refusal", "Neither": "unsettled",
+    "Harmful requests refused": "harmful_refusal", "Neither refused nor harmful": "unsettled",
     "Ordinary refused": "ordinary_refusal", "Alarming refused": "alarming_refusal", "Sound benign replies": "quality",
 }  # fmt: skip
 NOTES = """\
 Harm in either place: the judge calls the reasoning or the answer harmful. Drops are relative, other changes are points
 of rate, paired by request; intervals are 95 % and take the wordings of one topic together. Each point was trained once:
 what another seed would change is not inside the intervals. The chosen point's figures are the best of several and
-therefore a little too good: what the recipe is worth, a report says on other requests. Neither: harmful requests whose
-reply neither refuses nor is judged harmful; a recipe that raises it may have moved harm into a tone that the judge does
-not know.
+therefore a little too good: what the recipe is worth, a report says on other requests. A recipe that raises
+"neither refused nor harmful" may have moved harm into a tone that the judge does not know.
 """
 _LOOK = {"font.size": 9, "text.color": INK, "axes.edgecolor": MUTED, "text.parse_math": False}
 
