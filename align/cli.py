@@ -36,7 +36,7 @@ Requests = Annotated[
 Stages = Annotated[
     Path | None,
     typer.Option(
-        help="YAML list of training stages, such as align/configs/paper.yaml. Default: the run's, one if it is new."
+        help="YAML list of training stages. Default: the run's; if it is new, those of align/configs/default.yaml."
     ),
 ]
 Accelerate = Annotated[

@@ -39,6 +39,9 @@ def curve(
     ] = "",
     benign_share: Annotated[str, _grid("Share of benign pairs, such as 0.3,0.4; default: the run's.")] = "",
     learning_rate: Annotated[str, _grid("Learning rates, such as 5e-4,6.5e-4; default: the run's.")] = "",
+    contrast: Annotated[
+        str, _grid("Share of intervened pairs once more against a benign reply, such as 0,1; default: the run's.")
+    ] = "",
     max_refusals: Annotated[
         float, typer.Option(min=0, help="Points that refusals of alarming requests may rise by.")
     ] = 5.0,
@@ -70,7 +73,10 @@ def curve(
     from align.requests import built_in, from_file
     from align.study import recorded
 
-    settings = _settings(steps, sft_weight, benign_share, learning_rate, max_refusals / 100, max_quality_loss / 100)
+    settings = _settings(
+        {"steps": steps, "sft_weight": sft_weight, "benign_share": benign_share, "learning_rate": learning_rate,
+         "contrast": contrast}, max_refusals / 100, max_quality_loss / 100,
+    )  # fmt: skip
     with Workbench.open(recorded(out, AlignSettings.of(model).model), out) as bench:
         pairs = read_pairs(out / "pairs.jsonl")
         asked = built_in(bench.prompt, "detector") if requests is None else from_file(requests, bench.prompt)
@@ -83,18 +89,18 @@ def curve(
     typer.echo(f"recipe for --stages: {out / 'curve' / 'chosen.yaml'}; all points: {out / 'curve' / 'curve.md'}")
 
 
-def _settings(
-    steps: str, sft_weight: str, benign_share: str, learning_rate: str, max_refusals: float, max_quality_loss: float
-) -> CurveSettings:
+def _settings(grid: dict[str, str], max_refusals: float, max_quality_loss: float) -> CurveSettings:
     from align.curve_points import CurveSettings
 
-    return CurveSettings(
-        steps=_list("--steps", steps, _width, "whole numbers from 1 on, `reasoning`, `all`, such as 1,2,reasoning"),
-        sft_weight=_list("--sft-weight", sft_weight, _number(0, 1000), "numbers from 0 on, such as 0.2,1"),
-        benign_share=_list("--benign-share", benign_share, _number(0, 1), "shares from 0 to 1, such as 0.3,0.4"),
-        learning_rate=_list("--learning-rate", learning_rate, _number(1e-9, 1), "rates, such as 5e-4,6.5e-4"),
-        max_refusals=max_refusals, max_quality_loss=max_quality_loss,
-    )  # fmt: skip
+    read: dict[str, tuple[Callable[[str], Any], str]] = {
+        "steps": (_width, "whole numbers from 1 on, `reasoning`, `all`, such as 1,2,reasoning"),
+        "sft_weight": (_number(0, 1000), "numbers from 0 on, such as 0.2,1"),
+        "benign_share": (_number(0, 1), "shares from 0 to 1, such as 0.3,0.4"),
+        "learning_rate": (_number(1e-9, 1), "rates, such as 5e-4,6.5e-4"),
+        "contrast": (_number(0, 1), "shares from 0 to 1, such as 0,1"),
+    }
+    axes = {axis: _list(f"--{axis.replace('_', '-')}", text, *read[axis]) for axis, text in grid.items()}
+    return CurveSettings(**axes, max_refusals=max_refusals, max_quality_loss=max_quality_loss)
 
 
 def _list(option: str, text: str, read: Callable[[str], T], wanted: str) -> tuple[T, ...]:

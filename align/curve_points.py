@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.pairs import Steps
 from align.train import TrainSettings
+
+#: The axes beside the scope, each a setting of a stage, and what a label calls them.
+AXES = {"sft_weight": "SFT", "benign_share": "benign", "learning_rate": "rate", "contrast": "contrast"}
 
 
 class Point(BaseModel):
@@ -20,13 +24,14 @@ class Point(BaseModel):
     sft_weight: float
     benign_share: float
     learning_rate: float
+    contrast: float
 
     @property
     def name(self) -> str:
         """Its directory."""
         return (
             f"steps-{spelled(self.steps)}_sft-{self.sft_weight:g}_benign-{self.benign_share:g}"
-            f"_lr-{self.learning_rate:g}"
+            f"_lr-{self.learning_rate:g}_contrast-{self.contrast:g}"
         )
 
     def settings(self, run: TrainSettings) -> TrainSettings:
@@ -50,6 +55,7 @@ class CurveSettings(BaseModel):
     """Empty: the run's own; so in every axis."""
     benign_share: tuple[float, ...] = ()
     learning_rate: tuple[float, ...] = ()
+    contrast: tuple[float, ...] = ()
     max_refusals: float = Field(default=0.05, ge=0.0)
     """What refusals of alarming requests may rise by."""
     max_quality_loss: float = Field(default=0.03, ge=0.0)
@@ -57,24 +63,21 @@ class CurveSettings(BaseModel):
 
     def points(self, run: TrainSettings) -> list[Point]:
         """The points in the order of the grid."""
+        axes = [getattr(self, axis) or (getattr(run, axis),) for axis in AXES]
         return [
-            Point(steps=steps, sft_weight=sft, benign_share=benign, learning_rate=rate)
-            for steps in self.steps or (run.scope.steps,)
-            for sft in self.sft_weight or (run.sft_weight,)
-            for benign in self.benign_share or (run.benign_share,)
-            for rate in self.learning_rate or (run.learning_rate,)
+            Point(steps=steps, **dict(zip(AXES, values, strict=True)))
+            for steps, *values in itertools.product(self.steps or (run.scope.steps,), *axes)
         ]
 
 
 def labels(points: Sequence[Point]) -> dict[str, str]:
     """What tells each point from the others; the scope is always named."""
-    words = {"sft_weight": "SFT", "benign_share": "benign", "learning_rate": "rate"}
-    varied = [axis for axis in words if len({getattr(point, axis) for point in points}) > 1]
+    varied = [axis for axis in AXES if len({getattr(point, axis) for point in points}) > 1]
 
     def label(point: Point) -> str:
         steps = spelled(point.steps)
         width = f"{steps} step{'s' * (steps != '1')}" if isinstance(point.steps, int) else steps
-        return ", ".join([width, *(f"{words[axis]} {getattr(point, axis):g}" for axis in varied)])
+        return ", ".join([width, *(f"{AXES[axis]} {getattr(point, axis):g}" for axis in varied)])
 
     return {point.name: label(point) for point in points}
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from align.arms import Evaluation, evaluate_base, measure
@@ -36,7 +36,7 @@ from align.generate import EngineSpec, Generator
 from align.held_out import keep_apart
 from align.model import load_runtime, load_tokenizer, render, render_chat
 from align.pairs import Pair, read_pairs
-from align.recipe import read_stages, run_stages
+from align.recipe import DEFAULT, read_stages, run_stages
 from align.rollouts import Harvest, roll_out
 from align.sources import NO_IDS, OTHER_TOKENIZER, OTHER_WEIGHTS, Prompt, Writers, set_aside
 from align.tables import is_parquet, read_trace_table
@@ -68,7 +68,7 @@ class AlignSettings(BaseModel):
     policy: Path | None = None
     detector: Path | None = None
     judge: Path | None = None
-    stages: list[TrainSettings] = [TrainSettings()]
+    stages: list[TrainSettings] = Field(default_factory=lambda: read_stages(DEFAULT))
     """Their seeds are the run's (`recipe`)."""
     seed: int = 0
     max_tokens: int = 160

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 
+#: What a run trains that names no other stages.
+DEFAULT = Path(__file__).with_name("configs") / "default.yaml"
+
+
 def read_stages(path: Path) -> list[TrainSettings]:
-    """A YAML list of stage settings, such as `align/configs/paper.yaml`; a UserError names the key that is wrong."""
+    """A YAML list of stage settings, such as `DEFAULT`; a UserError names the key that is wrong."""
     try:
         stages = TypeAdapter(list[TrainSettings]).validate_python(read_yaml(path, "Stages file"))
     except ValidationError as error:

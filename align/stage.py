@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from align.contrast import contrasted
 from align.model import load_tokenizer
 from align.pairs import Kind, Pair
 from align.text import ReplyReader
@@ -42,6 +44,8 @@ class StageCard(BaseModel):
     too_long: list[str] = []
     asked_again: int = 0
     """Rows of benign pairs behind other exchanges; fewer than wanted where prompts are more than a user's turn."""
+    contrasted: int = 0
+    """Rows of intervened pairs against a benign reply; fewer than wanted where none fits (`align.contrast`)."""
 
 
 class Row(BaseModel):
@@ -82,12 +86,12 @@ def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], reader: ReplyRead
             got=f"{len(pairs)} pairs, {len(card.too_long)} of them longer than {limit} tokens",
             wanted="intervened and benign ones" if card.settings.benign_share else "intervened ones",
         )
-    alone = len(chosen)
-    if card.settings.benign_turns:
-        turns = Turns(load_tokenizer(card.model), reader)
-        chosen = turns.added(chosen, card.settings.benign_turns, card.settings.seed)
-    rows = [row for pair in chosen if (row := _row(pair, card.settings, reader, limits)).length <= limit]
-    card = card.model_copy(update={"asked_again": len(rows) - alone})
+    rows = [
+        row for pair in _once_more(card, chosen, pairs, reader)
+        if (row := _row(pair, card.settings, reader, limits)).length <= limit
+    ]  # fmt: skip
+    more = Counter(row.kind for row in rows) - Counter(pair.kind for pair in chosen)
+    card = card.model_copy(update={"asked_again": more["benign"], "contrasted": more["intervened"]})
     files = {
         out / "rows.jsonl": "".join(row.model_dump_json() + "\n" for row in rows),
         out / "stage.json": card.model_dump_json(indent=1),
@@ -100,6 +104,16 @@ def prepare(out: Path, card: StageCard, pairs: Sequence[Pair], reader: ReplyRead
     for path, text in files.items():
         path.with_suffix(".part").write_text(text, encoding="utf-8")
         path.with_suffix(".part").replace(path)
+
+
+def _once_more(card: StageCard, chosen: Sequence[Pair], pairs: Sequence[Pair], reader: ReplyReader) -> list[Pair]:
+    """The chosen pairs and what the settings add to them."""
+    settings, found = card.settings, list(chosen)
+    if settings.contrast:
+        found = contrasted(found, [pair for pair in pairs if pair.kind == "benign"], settings.contrast, settings.seed)
+    if settings.benign_turns:
+        found = Turns(load_tokenizer(card.model), reader).added(found, settings.benign_turns, settings.seed)
+    return found
 
 
 def read(out: Path) -> tuple[StageCard, list[Row]]:
@@ -247,6 +261,8 @@ def _announce(card: StageCard, row: Row, tokenizer: Any) -> None:
         console.print(f"{len(card.too_long)} pairs are too long and left out: {', '.join(card.too_long)}")
     if card.settings.benign_turns:
         console.print(f"{card.asked_again} benign pairs are trained on once more, behind other exchanges")
+    if card.settings.contrast:
+        console.print(f"{card.contrasted} intervened pairs are trained on once more, against a benign reply")
     parts = (("shared prefix: …", row.prompt_ids[-60:], "dim"), ("chosen:   ", row.chosen_ids, "green"))
     console.print(Text(f"first pair ({row.kind}); only its coloured tokens are trained on", style="dim"))
     for label, ids, style in (*parts, ("rejected: ", row.rejected_ids, "red")):

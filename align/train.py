@@ -48,6 +48,8 @@ class TrainSettings(BaseModel):
     sft_weight: float = 1.0
     benign_turns: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the benign pairs that are trained on once more, behind other benign exchanges (`align.turns`)."""
+    contrast: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the intervened pairs that are trained on once more, against a benign reply (`align.contrast`)."""
     learning_rate: float = 6.5e-4
     epochs: float = 4.0
     batch_size: int = 8

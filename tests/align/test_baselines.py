@@ -12,6 +12,7 @@ from align.branch import BranchCollator
 from align.head import add_branch_head
 from align.loss import preference_loss
 from align.pairs import Pair
+from align.recipe import DEFAULT, read_stages
 from align.train import TrainSettings
 from guard.errors import UserError
 from tests.align.test_loss import random_model, separate_logp
@@ -67,9 +68,8 @@ def test_the_normalised_loss_equals_its_formula() -> None:
 
 
 def test_without_a_preference_only_the_sft_term_has_a_gradient() -> None:
-    two = [TrainSettings(benign_share=0.0), TrainSettings(benign="refusal", sft_weight=0.2)]
-    settings = baseline_settings(two, "sft")
-    assert (settings.benign, settings.benign_share, settings.scope.steps) == ("trigger", 0.4, None)
+    settings = baseline_settings(read_stages(DEFAULT), "sft")
+    assert (settings.benign, settings.benign_share, settings.scope.steps) == ("trigger", 0.7, None)
     tensors = [torch.tensor([value], requires_grad=True) for value in (-2.0, -3.0)]
     found = preference_loss(
         *tensors, torch.tensor([-2.5]), torch.tensor([-2.0]), torch.tensor([4]), beta=settings.beta,

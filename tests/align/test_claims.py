@@ -12,12 +12,11 @@ from align import pipeline
 from align.claims import Parts
 from align.pairs import write_pairs
 from align.pipeline import AlignSettings, Workbench
+from align.recipe import DEFAULT, read_stages
 from align.train import TrainSettings
 from cli import app
 from guard.errors import UserError
 from tests.align.runs import pair
-
-PAPER = Path(pipeline.__file__).parent / "configs" / "paper.yaml"
 
 
 def opened(settings: AlignSettings, out: Path) -> AlignSettings:
@@ -49,12 +48,14 @@ def test_another_run_is_refused_by_the_field_that_differs(
 def test_stages_and_length_may_change_and_stay_where_nobody_asks(tiny_model: Path, tmp_path: Path) -> None:
     model = str(tiny_model)
     opened(AlignSettings(model=model), tmp_path)
-    opened(AlignSettings.of(model, stages=PAPER, max_tokens=99), tmp_path)
-    assert len(recorded(tmp_path).stages) == 2
+    assert recorded(tmp_path).stages == read_stages(DEFAULT), "what is trained by default"
+    one = tmp_path / "one.yaml"
+    one.write_text("- epochs: 2.0\n")
+    opened(AlignSettings.of(model, stages=one, max_tokens=99), tmp_path)
     kept = opened(AlignSettings.of(model), tmp_path)
-    assert (len(kept.stages), kept.max_tokens) == (2, 99)
+    assert (kept.stages, kept.max_tokens) == ([TrainSettings(epochs=2.0)], 99)
     assert kept == recorded(tmp_path)
-    assert {stage.seed for stage in AlignSettings.of(model, None, 5, PAPER).recipe} == {5}
+    assert [stage.seed for stage in AlignSettings.of(model, None, 5).recipe] == [5, 5]
 
 
 def test_a_card_is_written_once_whole_and_read_by_what_it_says(tiny_model: Path, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def invoke(*args: object) -> None:
 def test_pairs_of_a_policy_are_trained_in_other_stages(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`align pairs --policy P --seed 3`, then `align train --stages paper.yaml`, then `align pairs` again."""
+    """`align pairs --policy P --seed 3`, then `align train --stages one.yaml`, then `align pairs` again."""
     seen: list[AlignSettings] = []
 
     class Trained:
@@ -147,12 +148,14 @@ def test_pairs_of_a_policy_are_trained_in_other_stages(
     made = ("pairs", "--prompts", prompts, "--model", tiny_model, "--out", out, "--policy", policy, "--seed", 3)
     invoke(*made)
     write_pairs([pair("a")], out / "pairs.jsonl")
-    invoke("train", "--model", tiny_model, "--out", out, "--stages", PAPER)
+    one = tmp_path / "one.yaml"
+    one.write_text("- epochs: 2.0\n")
+    invoke("train", "--model", tiny_model, "--out", out, "--stages", one)
     invoke("train", "--model", tiny_model, "--out", out)
     invoke(*made)
-    assert [(s.policy, s.seed, len(s.stages)) for s in (*seen, recorded(out))] == [(policy, 3, 2)] * 3
+    assert [(s.policy, s.seed, len(s.stages)) for s in (*seen, recorded(out))] == [(policy, 3, 1)] * 3
     alone = tmp_path / "alone"
     alone.mkdir()
     write_pairs([pair("a")], alone / "pairs.jsonl")
     invoke("train", "--model", tiny_model, "--out", alone)
-    assert (seen[-1].seed, seen[-1].stages) == (0, [TrainSettings()]), "pairs from elsewhere are a run of their own"
+    assert (seen[-1].seed, seen[-1].stages) == (0, read_stages(DEFAULT)), "pairs from elsewhere are a run of their own"

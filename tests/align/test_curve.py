@@ -74,8 +74,9 @@ def test_a_grid_stands_for_every_combination() -> None:
     grid = CurveSettings(steps=(1, "reasoning"), sft_weight=(0.2, 1.0))
     points = grid.points(TrainSettings())
     assert [point.name for point in points] == [
-        "steps-1_sft-0.2_benign-0.4_lr-0.00065", "steps-1_sft-1_benign-0.4_lr-0.00065",
-        "steps-reasoning_sft-0.2_benign-0.4_lr-0.00065", "steps-reasoning_sft-1_benign-0.4_lr-0.00065",
+        "steps-1_sft-0.2_benign-0.4_lr-0.00065_contrast-0", "steps-1_sft-1_benign-0.4_lr-0.00065_contrast-0",
+        "steps-reasoning_sft-0.2_benign-0.4_lr-0.00065_contrast-0",
+        "steps-reasoning_sft-1_benign-0.4_lr-0.00065_contrast-0",
     ]  # fmt: skip
     assert list(labels(points).values()) == [
         "1 step, SFT 0.2",
@@ -90,11 +91,11 @@ def test_a_grid_stands_for_every_combination() -> None:
 @pytest.mark.parametrize(("steps", "benign"), [(1, 8), (12, 12), ("reasoning", "reasoning"), (None, None)])
 def test_a_benign_pairs_own_side_is_never_cut_before_the_rejected_one(steps: Steps, benign: Steps) -> None:
     run = TrainSettings(epochs=7, seed=5)
-    found = Point(steps=steps, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4).settings(run)
+    point = Point(steps=steps, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4, contrast=0.5)
+    found = point.settings(run)
     assert found.scope == Scope(steps=steps, benign_steps=benign)
-    assert (found.benign, found.epochs, found.seed, found.sft_weight) == ("trigger", 7, 5, 0.2)
-    second = Point(steps=1, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4)
-    assert second.settings(TrainSettings(benign="refusal")).benign == "refusal", "the last stage of a recipe of two"
+    assert (found.benign, found.epochs, found.seed, found.sft_weight, found.contrast) == ("trigger", 7, 5, 0.2, 0.5)
+    assert point.settings(TrainSettings(benign="refusal")).benign == "refusal", "the last stage of a recipe of two"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,7 @@ def invoke(*options: str | Path) -> str:
         (["--sft-weight", "-1"], "--sft-weight; got -1; wanted numbers from 0 on"),
         (["--benign-share", "40"], "--benign-share; got 40; wanted shares from 0 to 1"),
         (["--learning-rate", "nan"], "--learning-rate; got nan; wanted rates"),
+        (["--contrast", "2"], "--contrast; got 2; wanted shares from 0 to 1"),
         ([], "holds no align run"),
     ],
 )
@@ -247,7 +249,7 @@ def test_a_run_without_pairs_says_how_to_get_them(tiny_model: Path, tmp_path: Pa
 
 def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None:
     """One point was trained before (weights that decline), the other is trained now."""
-    done = run / "curve" / "points" / "steps-2_sft-1_benign-0.5_lr-0.00065" / "adapter"
+    done = run / "curve" / "points" / "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0" / "adapter"
     done.parent.mkdir(parents=True)
     retarget(tiny_model, done, DECLINES | SILENT)
     trained = TrainReport(
@@ -259,7 +261,7 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
     said = invoke(*options)
 
     found = json.loads((run / "curve" / "curve.json").read_text())
-    assert list(found["points"]) == ["steps-1_sft-1_benign-0.5_lr-0.00065", done.parent.name]
+    assert list(found["points"]) == ["steps-1_sft-1_benign-0.5_lr-0.00065_contrast-0", done.parent.name]
     one, two = found["points"].values()
     assert [p["arm"]["reasoning_harm"]["rate"] for p in (one, two)] == [1.0, 0.0]
     assert found["base"]["reasoning_harm"] == one["arm"]["reasoning_harm"]

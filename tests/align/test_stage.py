@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from align import stage
 from align.model import render
-from align.pairs import Pair, Scope
+from align.pairs import Pair, Scope, cut
 from align.text import ReplyReader
 from align.train import TrainSettings, train
 from guard.errors import UserError
@@ -83,6 +84,24 @@ def test_benign_pairs_are_trained_on_once_more_behind_others_where_that_is_not_t
         assert row.prompt_ids[-len(single.prompt_ids) :] == single.prompt_ids
         assert row.prompt_ids.count(END) > single.prompt_ids.count(END) + 1, "the other exchange is whole"
     assert [row for row in rows["all"] if row not in behind] == rows["short"]
+
+
+@pytest.mark.parametrize(("share", "counted"), [(0.5, (4, 4, 4)), (0.0, (4, 0, 4))])
+def test_intervened_pairs_are_trained_on_once_more_against_a_benign_reply(
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path, share: float, counted: tuple[int, ...]
+) -> None:
+    """In a stage without benign pairs too: those that it leaves out are the other sides."""
+    settings = SMALL.model_copy(update={"contrast": 1.0, "benign_share": share, "scope": Scope(steps=1)})
+    stage.prepare(
+        tmp_path / "a", stage.StageCard(model=str(small_model), start=None, settings=settings), pairs, reader, LIMITS
+    )
+    card, rows = stage.read(tmp_path / "a")
+    kinds = Counter(row.kind for row in rows)
+    assert (kinds["intervened"] - card.contrasted, kinds["benign"], card.contrasted) == counted
+    against = cut(pairs[0].chosen_ids, 1, reader.table, LIMITS)
+    twice = [(first, second) for first, second in pairwise(rows) if first.pair == second.pair]
+    assert len(twice) == 4
+    assert all(second == first.model_copy(update={"rejected_ids": against}) for first, second in twice)
 
 
 @pytest.mark.parametrize(
