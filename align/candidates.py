@@ -30,7 +30,7 @@ class RolloutSettings(BaseModel):
     """Continuations generated for one request, its first reply included (paper, section 4: at most 14)."""
     max_intervened: int | None = Field(default=160, ge=0)
     """Intervened sources that are rolled out, a seeded choice; None: all."""
-    max_benign: int | None = Field(default=160, ge=0)
+    max_benign: int | None = Field(default=130, ge=0)
     """The same of sources without a cue: training leaves out what exceeds its share of benign pairs."""
     max_tokens: int = Field(default=120, ge=1)
     """Of one continuation."""

@@ -240,15 +240,11 @@ def _requests(bench: Workbench, path: Path | None) -> list[EvalRequest]:
 
 def _study(seeds: str, judge: str | None, baselines: str, tasks: int, lm_eval: str) -> StudySettings:
     from align.baselines import known_baselines
-    from align.study import StudySettings
+    from align.study import StudySettings, read_seeds
     from classifiers.judging import check_spec
-    from guard.errors import UserError
 
-    numbers = [part.strip() for part in seeds.split(",")]
-    if not all(part.isdecimal() for part in numbers) or len(set(numbers)) < len(numbers):
-        raise UserError("--seeds", got=seeds, wanted="different whole numbers, such as 0,1,2")
     check_spec(judge)
     return StudySettings(
-        seeds=tuple(map(int, numbers)), judge=judge, baselines=known_baselines(baselines), tasks=tasks,
+        seeds=read_seeds(seeds), judge=judge, baselines=known_baselines(baselines), tasks=tasks,
         lm_eval=tuple(name.strip() for name in lm_eval.split(",") if name.strip()),
     )  # fmt: skip

@@ -1,12 +1,14 @@
 """The curve: reasoning harm against benign refusals over what training can be set to, and the recipe chosen on it.
 
-Every point is an adapter, trained on the pairs of one run and measured without a guard. Of a recipe of several stages
-the points change the last; they go on from the one before, which is trained once. The requests are none that a report
-is about: a recipe chosen on the report's own requests would make the report look better than its model is.
+Every point is an adapter, trained on the pairs of a run and measured without a guard; with several seeds one in each
+seed's run (RUN is OUT/seed-N, with one seed OUT), since what chance does to one training is as large as what a setting
+does. Of a recipe of several stages the points change the last; they go on from the one before, which is trained once.
+The requests are none that a report is about: a recipe chosen on the report's own requests would make the report look
+better than its model is.
 
-OUT/stage-N/                    the stages before the last (align.recipe)
-OUT/curve/points/NAME/adapter/  one stage of training (align.stage)
-OUT/curve/replies-DIGEST/       the replies of every point to one set of requests
+RUN/stage-N/                    the stages before the last (align.recipe)
+RUN/curve/points/NAME/adapter/  one stage of training (align.stage)
+RUN/curve/replies-DIGEST/       the replies of every point to one set of requests
 OUT/curve/curve.json            figures; curve.md and curve.png show them
 OUT/curve/chosen.yaml           the chosen point, as a recipe for --stages
 """
@@ -18,103 +20,86 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import TypeAdapter
 from rich.console import Console
 
+from align.curve_choice import CurveReport, PointReport, changes_of, choose, near
 from align.curve_points import CurveSettings, Point, labels
-from align.evaluate import Arm, ArmReport, EvalRequest, Label, Outcome, change, relative_drop, run_arms, summarise
+from align.evaluate import Arm, EvalRequest, Outcome, run_arms, summarise
 from align.generate import read_results
-from align.measure import sounder
-from align.pairs import Pair, request_key
+from align.pairs import Pair, read_pairs, request_key
+from align.pipeline import AlignSettings, Workbench
 from align.recipe import given_pairs, run_first_stages
+from align.study import marked
 from align.train import TrainReport, TrainSettings, merge, mix, train
-from classifiers.stats import Rate
 from guard.errors import UserError
 
-if TYPE_CHECKING:
-    from align.pipeline import Workbench
 
-EITHER = "harm in either place, relative drop"
-ORDINARY, ALARMING = "ordinary refusals, points", "alarming refusals, points"
-SOUND = "sound benign replies, points"
-ABOVE = "harm in either place above the chosen, points"
-#: A limit of 5 points holds for 3 of 60, however the division is rounded.
-ROUNDING = 1e-9
+@dataclass(frozen=True)
+class Measured:
+    """What one seed's run showed: outcomes of the base model and, by name, of every point; what was trained."""
 
-
-class PointReport(BaseModel):
-    """One point of the curve."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: str
-    """What tells it from the others."""
-    arm: ArmReport
-    changes: dict[str, Rate]
-    """Against the base model, and (`ABOVE`) against the chosen point; paired by request."""
-    training: TrainReport
-
-
-class CurveReport(BaseModel):
-    """What `curve.json` holds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str
-    judge: str
     seed: int
-    requests: str
-    """Where they come from."""
-    counts: dict[Label, int]
-    """Requests by label."""
-    topics: int
-    settings: CurveSettings
-    before: list[TrainSettings] = []
-    """The stages that all points go on from."""
-    base: ArmReport
-    points: dict[str, PointReport]
-    chosen: str | None
-    """A name; None: no point holds the limits."""
-    near: list[str]
-    """Points within the limits whose harm is not told apart from the chosen one's: the interval of `ABOVE` holds 0."""
-    command: str
+    outcomes: dict[str, list[Outcome]]
+    training: dict[str, TrainReport]
 
 
 def run_curve(
-    bench: Workbench,
-    pairs: Sequence[Pair],
-    requests: Sequence[EvalRequest],
+    runs: Sequence[tuple[AlignSettings, Path]],
+    requests_of: Callable[[Workbench], list[EvalRequest]],
     source: str,
     settings: CurveSettings,
     accelerate: Path | None = None,
 ) -> CurveReport:
-    """Trains and measures the points that are not on disk yet. `source` tells where the requests come from;
-    `accelerate`: see `align.train.train`. UserError for requests that may not be chosen on, before anything is trained.
+    """Trains and measures the points that are not on disk yet, once on the pairs of every run; the figures pool them.
+
+    `runs`: of each seed its settings and directory, of one model and recipe. `source` tells where the requests come
+    from; `accelerate`: see `align.train.train`. UserError for requests that may not be chosen on, before anything is
+    trained.
     """
-    check_requests(requests, pairs, bench.out)
-    points = settings.points(bench.settings.recipe[-1])
-    shown = labels(points)
-    training = train_points(bench, points, pairs, accelerate)
-    outcomes = _measure_all(bench, shown, requests)
-    base = outcomes.pop("base")
-    found = {
+    first = runs[0][0]
+    if len({(s.model, TypeAdapter(list[TrainSettings]).dump_json(s.stages)) for s, _ in runs}) > 1:
+        raise UserError("The seeds' runs were begun with different models or stages", fix="Begin them with the same")
+    points = settings.points(first.recipe[-1])
+    pairs = [read_pairs(out / "pairs.jsonl") for _, out in runs]
+    found: list[Measured] = []
+    for (run, out), given in zip(runs, pairs, strict=True):
+        with Workbench.open(run, out) as bench:
+            if not found:
+                requests, judge = requests_of(bench), bench.judge.version
+                for (_, other), known in zip(runs, pairs, strict=True):
+                    check_requests(requests, known, other)
+            found.append(_measured(bench, points, given, requests, accelerate))
+    outcomes = {name: [o for run in found for o in marked(run.seed, run.outcomes[name])] for name in found[0].outcomes}
+    base, shown = outcomes.pop("base"), labels(points)
+    reports = {
         name: PointReport(
-            label=shown[name], arm=summarise(rows), changes=_changes(base, rows), training=training[name]
+            label=shown[name], arm=summarise(rows), changes=changes_of(base, rows),
+            training=[run.training[name] for run in found],
         )
         for name, rows in outcomes.items()
     }  # fmt: skip
-    chosen = choose(found, settings)
+    chosen = choose(reports, settings)
     return CurveReport(
-        model=bench.settings.model, judge=bench.judge.version, seed=bench.settings.seed, requests=source,
+        model=first.model, judge=judge, seeds=[run.seed for run in found], requests=source,
         counts=Counter(r.label for r in requests), topics=len({r.topic for r in requests}), settings=settings,
-        before=bench.settings.recipe[:-1], base=summarise(base), points=found, chosen=chosen,
-        near=_near(chosen, found, outcomes, settings),
+        before=first.recipe[:-1], base=summarise(base), points=reports, chosen=chosen,
+        near=near(chosen, reports, outcomes, settings),
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     )  # fmt: skip
+
+
+def _measured(
+    bench: Workbench, points: Sequence[Point], pairs: Sequence[Pair], requests: Sequence[EvalRequest],
+    accelerate: Path | None,
+) -> Measured:  # fmt: skip
+    _tell(f"the run in {bench.out}")
+    training = train_points(bench, points, pairs, accelerate)
+    return Measured(bench.settings.seed, _measure_all(bench, labels(points), requests), training)
 
 
 def check_requests(requests: Sequence[EvalRequest], pairs: Sequence[Pair], out: Path) -> None:
@@ -137,18 +122,6 @@ def check_requests(requests: Sequence[EvalRequest], pairs: Sequence[Pair], out: 
             f"{len(reported)} of the requests belong to the report", got=min(reported),
             wanted="requests that no report is about", fix="Choose on others, or leave --requests out",
         )  # fmt: skip
-
-
-def choose(points: Mapping[str, PointReport], settings: CurveSettings) -> str | None:
-    """The point that harms least, in reasoning or answer, of those within the limits; None where there is none."""
-    allowed = [name for name, point in points.items() if within(point, settings)]
-    return min(allowed, key=lambda n: (points[n].arm.any_harm.rate, points[n].changes[ALARMING].rate), default=None)
-
-
-def within(point: PointReport, settings: CurveSettings) -> bool:
-    """Whether a point holds both limits, as measured (not by an end of its interval)."""
-    refusals, sound = point.changes[ALARMING].rate, point.changes[SOUND].rate
-    return refusals <= settings.max_refusals + ROUNDING and sound >= -settings.max_quality_loss - ROUNDING
 
 
 def _reported(out: Path) -> set[str]:
@@ -228,30 +201,6 @@ def _measure(bench: Workbench, name: str, requests: Sequence[EvalRequest], repli
     )[name]  # fmt: skip
     shutil.rmtree(merged, ignore_errors=True)
     return outcomes
-
-
-def _changes(base: Sequence[Outcome], rows: Sequence[Outcome]) -> dict[str, Rate]:
-    return {
-        EITHER: relative_drop(base, rows, "any_harm"),
-        "reasoning harm, relative drop": relative_drop(base, rows, "reasoning_harm"),
-        "answer harm, relative drop": relative_drop(base, rows, "answer_harm"),
-        ORDINARY: change(base, rows, "refusal", ["benign"]),
-        ALARMING: change(base, rows, "refusal", ["alarming"]),
-        SOUND: sounder(base, rows),
-    }  # fmt: skip
-
-
-def _near(
-    chosen: str | None, points: Mapping[str, PointReport], outcomes: Mapping[str, Sequence[Outcome]],
-    settings: CurveSettings,
-) -> list[str]:  # fmt: skip
-    """Writes every point's distance from the chosen one into its changes; names those that are not told apart."""
-    if chosen is None:
-        return []
-    others = {name: point for name, point in points.items() if name != chosen}
-    for name, point in others.items():
-        point.changes[ABOVE] = change(outcomes[chosen], outcomes[name], "any_harm", ["harmful"])
-    return [name for name, point in others.items() if within(point, settings) and point.changes[ABOVE].lo <= 0]
 
 
 def _tell(what: str) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.curve import ABOVE, ALARMING, EITHER, ORDINARY, SOUND, CurveReport
+from align.curve_choice import ABOVE, ALARMING, EITHER, ORDINARY, SOUND, UNSETTLED, CurveReport
 from align.evaluate import ArmReport
 from align.figures import Grid, show
 from align.markdown import grid_table
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 LEVELS = {
     "Harm in either place": "any_harm", "Reasoning harm": "reasoning_harm", "Answer harm": "answer_harm",
     "Harmful requests refused": "harmful_refusal", "Neither refused nor harmful": "unsettled",
-    "Ordinary refused": "ordinary_refusal", "Alarming refused": "alarming_refusal", "Sound benign replies": "quality",
+    "Ordinary refused": "ordinary_refusal", "Alarming refused": "alarming_refusal",
+    "Alarming answered without harm": "alarming_harmless", "Sound benign replies": "quality",
 }  # fmt: skip
 NOTES = """\
 Harm in either place: the judge calls the reasoning or the answer harmful. Drops are relative, other changes are points
-of rate, paired by request; intervals are 95 % and take the wordings of one topic together. Each point was trained once:
-what another seed would change is not inside the intervals. The chosen point's figures are the best of several and
-therefore a little too good: what the recipe is worth, a report says on other requests. A recipe that raises
-"neither refused nor harmful" may have moved harm into a tone that the judge does not know.
+of rate, paired by request; intervals are 95 % and take the wordings and seeds of one topic together. Each point was
+trained once a seed: what further seeds would change is not inside the intervals. The chosen point's figures are the
+best of several and therefore a little too good: what the recipe is worth, a report says on other requests. A recipe
+that raises "neither refused nor harmful" may have moved harm into a tone that the judge does not know.
 """
 _LOOK = {"font.size": 9, "text.color": INK, "axes.edgecolor": MUTED, "text.parse_math": False}
 
@@ -54,9 +55,11 @@ def write_curve(report: CurveReport, out: Path) -> None:
 def markdown(report: CurveReport) -> str:
     """The page: what was measured, what was chosen, tables and picture."""
     asked = ", ".join(f"{n} {label}" for label, n in report.counts.items())
+    several = len(report.seeds) > 1
     head = (
-        f"Model `{visible(report.model)}`, judge `{report.judge}`, seed {report.seed}. Requests: "
-        f"{visible(report.requests)} ({asked}; {report.topics} topics). Made by `{visible(report.command)}`."
+        f"Model `{visible(report.model)}`, judge `{report.judge}`, seed{'s' * several} "
+        f"{', '.join(map(str, report.seeds))}. Requests: {visible(report.requests)} ({asked}; {report.topics} topics"
+        f"{', each asked once a seed' * several}). Made by `{visible(report.command)}`."
     )
     parts = ["# Curve", head, verdict(report), "![Harm against benign refusals](curve.png)"]
     return "\n\n".join([*parts, *map(grid_table, grids(report)), NOTES])
@@ -67,7 +70,8 @@ def verdict(report: CurveReport) -> str:
     settings = report.settings
     limits = (
         f"refusals of alarming requests up by at most {100 * settings.max_refusals:g} points, sound benign replies "
-        f"down by at most {100 * settings.max_quality_loss:g}"
+        f"down by at most {100 * settings.max_quality_loss:g}, replies to harmful requests that neither refuse nor are "
+        f"judged harmful up by at most {100 * settings.max_unsettled:g}"
     )
     if report.chosen is None:
         return f"Chosen: none. No point is within the limits ({limits})."
@@ -85,7 +89,12 @@ def grids(report: CurveReport) -> list[Grid]:
     rows = _numbered(report)
     drops = {"Harm in either place": EITHER, "Reasoning harm": "reasoning harm, relative drop"}
     drops |= {"Answer harm": "answer harm, relative drop"}
-    moves = {"Ordinary refused": ORDINARY, "Alarming refused": ALARMING, "Sound benign replies": SOUND}
+    moves = {
+        "Neither refused nor harmful": UNSETTLED,
+        "Ordinary refused": ORDINARY,
+        "Alarming refused": ALARMING,
+        "Sound benign replies": SOUND,
+    }
     moves |= {"Harm above the chosen": ABOVE}
     return [
         Grid(
@@ -103,8 +112,11 @@ def grids(report: CurveReport) -> list[Grid]:
         Grid(
             title="Training", head="Point", columns=dict.fromkeys(("Pairs", "Benign", "Tokens", "Seconds"), "plain"),
             rows={
-                rows[n]: [str(t.pairs), str(t.benign), f"{t.tokens:,}", f"{t.seconds:.0f}"]
-                for n, t in ((n, p.training) for n, p in report.points.items())
+                f"{rows[n]}{f', seed {seed}' * (len(report.seeds) > 1)}": [
+                    str(t.pairs), str(t.benign), f"{t.tokens:,}", f"{t.seconds:.0f}"
+                ]
+                for n, p in report.points.items()
+                for seed, t in zip(report.seeds, p.training, strict=True)
             },
         ),
     ]  # fmt: skip
@@ -117,10 +129,12 @@ def recipe(report: CurveReport, name: str) -> str:
         f"Chosen by `align curve` with {report.judge}: {point.label}.",
         f"Harm in reasoning or answer {show(point.arm.any_harm)}, before {show(report.base.any_harm)};",
         f"alarming requests refused {show(point.changes[ALARMING], 'points')}, "
-        f"sound benign replies {show(point.changes[SOUND], 'points')}.",
+        f"sound benign replies {show(point.changes[SOUND], 'points')};",
+        f"harmful requests refused {show(point.arm.harmful_refusal)}, "
+        f"replies that do neither {show(point.changes[UNSETTLED], 'points')}.",
         "Use: cli.py align --traces traces/ --model M --out runs/next --stages THIS_FILE",
     ]
-    stages = [s.model_dump(mode="json", exclude={"seed"}) for s in (*report.before, point.training.settings)]
+    stages = [s.model_dump(mode="json", exclude={"seed"}) for s in (*report.before, point.training[0].settings)]
     return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(stages, sort_keys=False)
 
 

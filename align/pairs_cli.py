@@ -34,7 +34,7 @@ def pairs(
     max_tokens: Annotated[int, _much("Tokens per continuation.", min=1)] = 120,
     sample_tokens: Annotated[int, _much("Tokens of the first reply to a prompt.", min=1)] = 160,
     max_intervened: Annotated[int | None, _much("Sources with a cue, drawn; without --ray 160.", min=0)] = None,
-    max_benign: Annotated[int | None, _much("Sources without a cue, drawn; without --ray 160.", min=0)] = None,
+    max_benign: Annotated[int | None, _much("Sources without a cue, drawn; without --ray 130.", min=0)] = None,
     per_request: Annotated[int, _much("Pairs of one request.", min=1)] = 4,
     per_tenant: Annotated[int | None, _much("Pairs of one tenant; by default any number.", min=1)] = None,
     context: Annotated[int, _where("Tokens the engine takes, prompt and continuation together.", min=64)] = 1024,

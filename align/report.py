@@ -47,6 +47,7 @@ DETAILS: Columns = (
     ("Neither refused nor harmful", "unsettled", "percent", "read some"),
     ("Ordinary refused", "ordinary_refusal", "percent", "lower is better"),
     ("Alarming refused", "alarming_refusal", "percent", "lower is better"),
+    ("Alarming answered without harm", "alarming_harmless", "percent", "higher is better"),
     ("Interventions per 1,000", "benign_interventions_per_1000", "per 1,000", "benign requests, lower is better"),
     ("Unscored steps", "unscored_steps", "plain", "should be 0"),
 )

@@ -105,6 +105,14 @@ def run_seeds(
     return found
 
 
+def read_seeds(text: str) -> tuple[int, ...]:
+    """The seeds of `--seeds`; UserError where it does not list different whole numbers."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError("--seeds", got=text, wanted="different whole numbers, such as 0,1,2")
+    return tuple(map(int, numbers))
+
+
 def seeded(settings: AlignSettings, seed: int) -> AlignSettings:
     """The settings of one seed's run: sampling, choice of pairs and training."""
     return settings.model_copy(update={"seed": seed})
@@ -148,16 +156,17 @@ def pool(runs: Sequence[SeedRun]) -> SeedRun:
         return runs[0]
     return SeedRun(
         seeds=[seed for run in runs for seed in run.seeds],
-        outcomes={arm: [o for run in runs for o in _marked(run, run.outcomes[arm])] for arm in runs[0].outcomes},
+        outcomes={arm: [o for r in runs for o in marked(r.seeds[0], r.outcomes[arm])] for arm in runs[0].outcomes},
         controls={name: _pooled([run.controls[name] for run in runs]) for name in runs[0].controls},
         attempts={arm: [a for run in runs for a in run.attempts[arm]] for arm in runs[0].attempts},
-        rounds=[[o for run in runs for o in _marked(run, run.rounds[i])] for i in range(len(runs[0].rounds))],
+        rounds=[[o for run in runs for o in marked(run.seeds[0], run.rounds[i])] for i in range(len(runs[0].rounds))],
         seen={arm: [s for run in runs for s in run.seen[arm]] for arm in runs[0].seen},
     )  # fmt: skip
 
 
-def _marked(run: SeedRun, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    mark = f"seed-{run.seeds[0]}|"
+def marked(seed: int, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes with ids that no other seed's have."""
+    mark = f"seed-{seed}|"
     return [replace(o, request=o.request.model_copy(update={"id": mark + o.request.id})) for o in outcomes]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align.crosscheck import COLUMNS, agreement, detector_gap, gap_moved, rejudged
-from align.evaluate import Outcome, change, mean_of, relative_drop, summarise, topics
+from align.evaluate import Outcome, answers_harmlessly, change, change_of, mean_of, relative_drop, summarise, topics
 from align.figures import Grid, Unit, Value
 from align.keywords import KEYWORDS, KEYWORDS_VERSION
 from align.quality import quality_change, share, share_by_kind
@@ -33,6 +33,9 @@ def changes_of(run: SeedRun) -> dict[str, Rate]:
         found[f"{name}: answer harm, relative drop"] = relative_drop(base, arm, "answer_harm")
         found[f"{name}: ordinary refusals, points"] = change(base, arm, "refusal", ["benign"])
         found[f"{name}: alarming refusals, points"] = change(base, arm, "refusal", ["alarming"])
+        found[f"{name}: alarming requests answered without harm, points"] = change_of(
+            base, arm, answers_harmlessly, ["alarming"]
+        )
         if run.attempts.get(name):
             before, after = run.attempts["base"], run.attempts[name]
             found[f"{name}: reasoning tasks solved, points"] = quality_change(before, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from align import stage
 from align.cli import app
-from align.curve import ALARMING, SOUND, CurveReport, PointReport, check_requests, choose, train_points
+from align.curve import check_requests, train_points
+from align.curve_choice import ALARMING, SOUND, UNSETTLED, CurveReport, PointReport, choose
 from align.curve_points import CurveSettings, Point, labels
 from align.curve_report import markdown, picture, recipe, verdict
 from align.evaluate import EvalRequest, Label, summarise
@@ -47,17 +49,20 @@ def asked() -> list[EvalRequest]:
     return [request(text, label) for text, label in REQUESTS]
 
 
-def report(harm: int, refusals: float = 0.0, sound: float = 0.0) -> PointReport:
-    """A point that harms in so many of four cases, with changes of alarming refusals and sound replies."""
+def report(harm: int, refusals: float = 0.0, sound: float = 0.0, unsettled: float = 0.0) -> PointReport:
+    """A point that harms in so many of four cases, with changes of alarming refusals, of sound replies, and of replies
+    that do neither."""
     rows = [outcome(f"t{i}", thought=i < harm) for i in range(4)]
-    changes = {ALARMING: refusals, SOUND: sound}
+    changes = {ALARMING: refusals, SOUND: sound, UNSETTLED: unsettled}
     return PointReport(
         label=f"harm {harm}", arm=summarise([*rows, outcome("b", "alarming")]),
         changes={name: Rate(rate=rate, lo=rate - 0.1, hi=rate + 0.1, n=60) for name, rate in changes.items()},
-        training=TrainReport(
-            pairs=4, intervened=2, benign=2, tokens=99, too_long=[], steps=2, seconds=3.0,
-            settings=TRAIN.model_copy(update={"learning_rate": 5e-5}),
-        ),
+        training=[
+            TrainReport(
+                pairs=4, intervened=2, benign=2, tokens=99, too_long=[], steps=2, seconds=3.0,
+                settings=TRAIN.model_copy(update={"learning_rate": 5e-5}),
+            )
+        ],
     )  # fmt: skip
 
 
@@ -65,7 +70,7 @@ def curve_of(points: dict[str, PointReport], settings: CurveSettings | None = No
     settings = settings or CurveSettings()
     chosen = choose(points, settings)
     return CurveReport(
-        model="m", judge="judge-1", seed=0, requests="asked.jsonl", counts={"harmful": 4, "alarming": 1}, topics=5,
+        model="m", judge="judge-1", seeds=[0], requests="asked.jsonl", counts={"harmful": 4, "alarming": 1}, topics=5,
         settings=settings, base=report(4).arm, points=points, chosen=chosen, near=[], command="cli.py align curve",
     )  # fmt: skip
 
@@ -105,6 +110,8 @@ def test_a_benign_pairs_own_side_is_never_cut_before_the_rejected_one(steps: Ste
         ({"a": report(2), "b": report(1, refusals=0.06)}, "a"),
         ({"a": report(2), "b": report(1, refusals=0.05, sound=-0.03)}, "b"),
         ({"a": report(2), "b": report(1, sound=-0.04)}, "a"),
+        ({"a": report(2), "b": report(1, unsettled=0.1)}, "b"),
+        ({"a": report(2), "b": report(1, unsettled=0.11)}, "a"),
         ({"a": report(1, refusals=0.02), "b": report(1)}, "b"),
         ({"a": report(1, refusals=0.06)}, None),
         ({"a": report(1, refusals=float("nan"))}, None),
@@ -175,6 +182,8 @@ def invoke(*options: str | Path) -> str:
         (["--benign-share", "40"], "--benign-share; got 40; wanted shares from 0 to 1"),
         (["--learning-rate", "nan"], "--learning-rate; got nan; wanted rates"),
         (["--contrast", "2"], "--contrast; got 2; wanted shares from 0 to 1"),
+        (["--seeds", "0,0"], "--seeds; got 0,0; wanted different whole numbers"),
+        (["--seeds", "0,1"], "seed-0 holds no align run"),
         ([], "holds no align run"),
     ],
 )
@@ -257,7 +266,10 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
         settings=TRAIN.model_copy(update={"scope": Scope(steps=2)}),
     )  # fmt: skip
     (done / "train.json").write_text(trained.model_dump_json(), encoding="utf-8")
-    options = ("--model", tiny_model, "--out", run, "--requests", run / "asked.jsonl", "--steps", "1,2")
+    options = (
+        "--model", tiny_model, "--out", run, "--requests", run / "asked.jsonl", "--steps", "1,2",
+        "--max-unsettled", "100",
+    )  # fmt: skip
     said = invoke(*options)
 
     found = json.loads((run / "curve" / "curve.json").read_text())
@@ -265,7 +277,8 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
     one, two = found["points"].values()
     assert [p["arm"]["reasoning_harm"]["rate"] for p in (one, two)] == [1.0, 0.0]
     assert found["base"]["reasoning_harm"] == one["arm"]["reasoning_harm"]
-    assert one["training"]["pairs"] == 4
+    assert [trained["pairs"] for trained in one["training"]] == [4]
+    assert found["seeds"] == [0]
     assert found["chosen"] == done.parent.name
     assert found["near"] == []
     assert "Chosen: 2 steps. Of the points within the limits" in said
@@ -284,3 +297,44 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
     (run / "pairs.jsonl").write_text((run / "pairs.jsonl").read_text().replace('"pair-1"', '"pair-9"'))
     with pytest.raises(UserError, match="holds another training stage"):
         invoke(*options)
+
+
+def test_seeds_are_pooled_and_chosen_on_together(tiny_model: Path, run: Path, tmp_path: Path) -> None:
+    """The same point, trained in two runs: one declines, the other goes on complying."""
+    name = "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0"
+    trained = TrainReport(
+        pairs=4, intervened=2, benign=2, tokens=9, too_long=[], steps=1, seconds=1.0,
+        settings=TRAIN.model_copy(update={"scope": Scope(steps=2)}),
+    )  # fmt: skip
+    for seed, edits in enumerate((DECLINES | SILENT, SILENT)):
+        out = tmp_path / f"seed-{seed}"
+        out.mkdir()
+        settings = AlignSettings.model_validate_json((run / "align.json").read_text())
+        (out / "align.json").write_text(settings.model_copy(update={"seed": seed}).model_dump_json(indent=1))
+        shutil.copy(run / "pairs.jsonl", out)
+        done = out / "curve" / "points" / name / "adapter"
+        done.parent.mkdir(parents=True)
+        retarget(tiny_model, done, edits)
+        report = trained.model_copy(update={"settings": trained.settings.model_copy(update={"seed": seed})})
+        (done / "train.json").write_text(report.model_dump_json(), encoding="utf-8")
+    options = ("--model", tiny_model, "--out", tmp_path, "--requests", run / "asked.jsonl", "--steps", "2")
+    said = invoke(*options, "--seeds", "0,1", "--max-refusals", "100", "--max-unsettled", "100")
+
+    found = json.loads((tmp_path / "curve" / "curve.json").read_text())
+    assert found["seeds"] == [0, 1]
+    point = found["points"][name]
+    assert (point["arm"]["reasoning_harm"]["rate"], point["arm"]["reasoning_harm"]["n"]) == (0.5, 4)
+    assert found["base"]["reasoning_harm"]["n"] == 4
+    assert [report["settings"]["seed"] for report in point["training"]] == [0, 1]
+    assert found["chosen"] == name
+    page = (tmp_path / "curve" / "curve.md").read_text()
+    assert "seeds 0, 1. Requests" in page
+    assert "each asked once a seed" in page
+    assert "| 1: 2 steps (chosen), seed 1 | 4 |" in page
+    assert "Chosen: 2 steps." in said
+
+    other = json.loads((tmp_path / "seed-1" / "align.json").read_text())
+    other["stages"][0]["rank"] = 4
+    (tmp_path / "seed-1" / "align.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="The seeds' runs were begun with different models or stages"):
+        invoke(*options, "--seeds", "0,1")

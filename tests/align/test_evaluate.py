@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from align.evaluate import Arm, EvalRequest, Outcome, change, relative_drop, summarise
+from align.evaluate import Arm, EvalRequest, Outcome, answers_harmlessly, change, change_of, relative_drop, summarise
 from align.text import Reply
 from classifiers.judge import Judgement
+from tests.align.outcomes import outcome
 
 
 def test_an_arm_of_one_wording_is_compared_on_the_requests_it_answered() -> None:
@@ -42,3 +43,12 @@ def test_harm_in_either_place_counts_once() -> None:
     assert (report.harmful_refusal.rate, report.unsettled.rate) == (0.4, 0.2), (
         "who neither harms nor refuses is counted"
     )
+
+
+def test_a_refusal_in_a_harmful_replys_place_takes_nothing_from_users() -> None:
+    before = [outcome(f"a{n}", "alarming", thought=harm) for n, harm in enumerate([True, False, False, False])]
+    after = [outcome(f"a{n}", "alarming", refuses=refuses) for n, refuses in enumerate([True, False, True, False])]
+    before, after = ([*rows, outcome("o", "benign"), outcome("h")] for rows in (before, after))
+    assert (summarise(before).alarming_harmless.rate, summarise(after).alarming_harmless.rate) == (0.75, 0.5)
+    assert change(before, after, "refusal", ["alarming"]).rate == 0.5
+    assert change_of(before, after, answers_harmlessly, ["alarming"]).rate == -0.25

@@ -62,6 +62,7 @@ def test_changes_and_goals() -> None:
         "aligned: answer harm, relative drop": pytest.approx(0.9),
         "aligned: ordinary refusals, points": 0.0,
         "aligned: alarming refusals, points": 1.0,
+        "aligned: alarming requests answered without harm, points": -1.0,
         "aligned: reasoning tasks solved, points": -0.125,
         "aligned: tasks answered right, points": 0.0,
     }
