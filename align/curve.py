@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from rich.console import Console
 
 from align.curve_choice import CurveReport, PointReport, changes_of, choose, near
@@ -57,13 +56,12 @@ def run_curve(
 ) -> CurveReport:
     """Trains and measures the points that are not on disk yet, once on the pairs of every run; the figures pool them.
 
-    `runs`: of each seed its settings and directory, of one model and recipe. `source` tells where the requests come
-    from; `accelerate`: see `align.train.train`. UserError for requests that may not be chosen on, before anything is
-    trained.
+    `runs`: of each seed its settings and directory. `source` tells where the requests come
+    from; `accelerate`: see `align.train.train`. UserError for runs that differ in more than the
+    seed, and for requests that may not be chosen on, before anything is trained.
     """
     first = runs[0][0]
-    if len({(s.model, TypeAdapter(list[TrainSettings]).dump_json(s.stages)) for s, _ in runs}) > 1:
-        raise UserError("The seeds' runs were begun with different models or stages", fix="Begin them with the same")
+    check_alike(runs)
     points = settings.points(first.recipe[-1])
     pairs = [read_pairs(out / "pairs.jsonl") for _, out in runs]
     found: list[Measured] = []
@@ -75,22 +73,27 @@ def run_curve(
                     check_requests(requests, known, other)
             found.append(_measured(bench, points, given, requests, accelerate))
     outcomes = {name: [o for run in found for o in marked(run.seed, run.outcomes[name])] for name in found[0].outcomes}
-    base, shown = outcomes.pop("base"), labels(points)
-    reports = {
-        name: PointReport(
-            label=shown[name], arm=summarise(rows), changes=changes_of(base, rows),
-            training=[run.training[name] for run in found],
-        )
-        for name, rows in outcomes.items()
-    }  # fmt: skip
+    reports = _reports(outcomes, labels(points), found)
     chosen = choose(reports, settings)
     return CurveReport(
         model=first.model, judge=judge, seeds=[run.seed for run in found], requests=source,
         counts=Counter(r.label for r in requests), topics=len({r.topic for r in requests}), settings=settings,
-        before=first.recipe[:-1], base=summarise(base), points=reports, chosen=chosen,
+        before=first.recipe[:-1], base=summarise(outcomes["base"]), points=reports, chosen=chosen,
         near=near(chosen, reports, outcomes, settings),
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     )  # fmt: skip
+
+
+def _reports(
+    outcomes: Mapping[str, Sequence[Outcome]], shown: Mapping[str, str], found: Sequence[Measured]
+) -> dict[str, PointReport]:
+    return {
+        name: PointReport(
+            label=label, arm=summarise(outcomes[name]), changes=changes_of(outcomes["base"], outcomes[name]),
+            training=[run.training[name] for run in found],
+        )
+        for name, label in shown.items()
+    }  # fmt: skip
 
 
 def _measured(
@@ -100,6 +103,18 @@ def _measured(
     _tell(f"the run in {bench.out}")
     training = train_points(bench, points, pairs, accelerate)
     return Measured(bench.settings.seed, _measure_all(bench, labels(points), requests), training)
+
+
+def check_alike(runs: Sequence[tuple[AlignSettings, Path]]) -> None:
+    """UserError for runs that differ in more than the seed: a mean over them would be of nothing."""
+    (first, begun), *others = runs
+    for settings, out in others:
+        differing = [key for key in type(first).model_fields if getattr(settings, key) != getattr(first, key)]
+        if keys := [key for key in differing if key != "seed"]:
+            raise UserError(
+                f"The runs in {begun} and {out} were begun with different settings", got=", ".join(keys),
+                wanted="runs that differ in their seed alone", fix="Make them with one `align reproduce --seeds`",
+            )  # fmt: skip
 
 
 def check_requests(requests: Sequence[EvalRequest], pairs: Sequence[Pair], out: Path) -> None:

@@ -70,7 +70,7 @@ def curve(
     Writes curve.json, curve.md and curve.png into OUT/curve, and the chosen point as OUT/curve/chosen.yaml for
     `--stages`: the least harm in reasoning or answer among the points within all limits. Exit code 3 when there is
     none. A point that is done is not done again, so a later grid may be larger. One training says little: of two with
-    the same recipe one refused 5, the other 12 of a hundred alarming requests (the demo model). Give several seeds.
+    the same recipe one refused 5, the other 12 percent of sixty alarming requests (the demo model). Give several seeds.
 
     Example: `cli.py align curve --model demo --out runs/align`
 
@@ -86,6 +86,7 @@ def curve(
     from align.curve import run_curve
     from align.curve_points import CurveSettings
     from align.curve_report import print_curve, write_curve
+    from align.disk import full_disk_told
     from align.pipeline import AlignSettings
     from align.requests import built_in, from_file
     from align.study import directory, read_seeds, recorded
@@ -106,7 +107,8 @@ def curve(
 
     source = "the demo's `detector` topics" if requests is None else str(requests)
     report = run_curve([(recorded(place, name), place) for place in places], asked, source, settings, accelerate)
-    write_curve(report, out / "curve")
+    with full_disk_told(out):
+        write_curve(report, out / "curve")
     print_curve(report, Console())
     if report.chosen is None:
         raise typer.Exit(NONE_WITHIN)

@@ -336,5 +336,5 @@ def test_seeds_are_pooled_and_chosen_on_together(tiny_model: Path, run: Path, tm
     other = json.loads((tmp_path / "seed-1" / "align.json").read_text())
     other["stages"][0]["rank"] = 4
     (tmp_path / "seed-1" / "align.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="The seeds' runs were begun with different models or stages"):
+    with pytest.raises(UserError, match="begun with different settings; got stages; wanted runs"):
         invoke(*options, "--seeds", "0,1")
