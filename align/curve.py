@@ -56,9 +56,9 @@ def run_curve(
 ) -> CurveReport:
     """Trains and measures the points that are not on disk yet, once on the pairs of every run; the figures pool them.
 
-    `runs`: of each seed its settings and directory. `source` tells where the requests come
-    from; `accelerate`: see `align.train.train`. UserError for runs that differ in more than the
-    seed, and for requests that may not be chosen on, before anything is trained.
+    `runs`: of each seed its settings and directory. `source` tells where the requests come from; `accelerate`: see
+    `align.train.train`. UserError for runs that do not differ in their seed alone, and for requests that may not be
+    chosen on, before anything is trained.
     """
     first = runs[0][0]
     check_alike(runs)
@@ -106,15 +106,19 @@ def _measured(
 
 
 def check_alike(runs: Sequence[tuple[AlignSettings, Path]]) -> None:
-    """UserError for runs that differ in more than the seed: a mean over them would be of nothing."""
+    """UserError for runs that do not differ in their seed alone: a mean over them would be of nothing."""
     (first, begun), *others = runs
+    wanted, fix = "runs that differ in their seed alone", "Make them with one `align reproduce --seeds`"
     for settings, out in others:
         differing = [key for key in type(first).model_fields if getattr(settings, key) != getattr(first, key)]
         if keys := [key for key in differing if key != "seed"]:
             raise UserError(
-                f"The runs in {begun} and {out} were begun with different settings", got=", ".join(keys),
-                wanted="runs that differ in their seed alone", fix="Make them with one `align reproduce --seeds`",
+                f"The runs in {begun} and {out} were begun with different settings",
+                got=", ".join(keys), wanted=wanted, fix=fix,
             )  # fmt: skip
+    seeds = [settings.seed for settings, _ in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError("Two runs have the same seed", got=", ".join(map(str, seeds)), wanted=wanted, fix=fix)
 
 
 def check_requests(requests: Sequence[EvalRequest], pairs: Sequence[Pair], out: Path) -> None:

@@ -334,6 +334,9 @@ def test_seeds_are_pooled_and_chosen_on_together(tiny_model: Path, run: Path, tm
     assert "Chosen: 2 steps." in said
 
     other = json.loads((tmp_path / "seed-1" / "align.json").read_text())
+    (tmp_path / "seed-1" / "align.json").write_text(json.dumps(other | {"seed": 0}))
+    with pytest.raises(UserError, match=r"Two runs have the same seed; got 0, 0; wanted runs that differ"):
+        invoke(*options, "--seeds", "0,1")
     other["stages"][0]["rank"] = 4
     (tmp_path / "seed-1" / "align.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="begun with different settings; got stages; wanted runs"):
