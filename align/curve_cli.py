@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from align.curve_choice import CurveReport
+    from align.curve_points import CurveSettings
     from align.evaluate import EvalRequest
     from align.pairs import Steps
     from align.pipeline import Workbench
@@ -83,13 +85,9 @@ def curve(
     """
     from rich.console import Console
 
-    from align.curve import run_curve
     from align.curve_points import CurveSettings
     from align.curve_report import print_curve, write_curve
     from align.disk import full_disk_told
-    from align.pipeline import AlignSettings
-    from align.requests import built_in, from_file
-    from align.study import directory, read_seeds, recorded
 
     settings = CurveSettings(
         **_axes(
@@ -98,6 +96,23 @@ def curve(
         ),
         max_refusals=max_refusals / 100, max_quality_loss=max_quality_loss / 100, max_unsettled=max_unsettled / 100,
     )  # fmt: skip
+    report = _measured(model, out, requests, settings, seeds, accelerate)
+    with full_disk_told(out):
+        write_curve(report, out / "curve")
+    print_curve(report, Console())
+    if report.chosen is None:
+        raise typer.Exit(NONE_WITHIN)
+    typer.echo(f"recipe for --stages: {out / 'curve' / 'chosen.yaml'}; all points: {out / 'curve' / 'curve.md'}")
+
+
+def _measured(
+    model: str, out: Path, requests: Path | None, settings: CurveSettings, seeds: str | None, accelerate: Path | None
+) -> CurveReport:
+    from align.curve import run_curve
+    from align.pipeline import AlignSettings
+    from align.requests import built_in, from_file
+    from align.study import directory, read_seeds, recorded
+
     numbers = () if seeds is None else read_seeds(seeds)
     places = [directory(out, seed, numbers) for seed in numbers] or [out]
     name = AlignSettings.of(model).model
@@ -106,13 +121,7 @@ def curve(
         return built_in(bench.prompt, "detector") if requests is None else from_file(requests, bench.prompt)
 
     source = "the demo's `detector` topics" if requests is None else str(requests)
-    report = run_curve([(recorded(place, name), place) for place in places], asked, source, settings, accelerate)
-    with full_disk_told(out):
-        write_curve(report, out / "curve")
-    print_curve(report, Console())
-    if report.chosen is None:
-        raise typer.Exit(NONE_WITHIN)
-    typer.echo(f"recipe for --stages: {out / 'curve' / 'chosen.yaml'}; all points: {out / 'curve' / 'curve.md'}")
+    return run_curve([(recorded(place, name), place) for place in places], asked, source, settings, accelerate)
 
 
 def _axes(grid: dict[str, str]) -> dict[str, Any]:
