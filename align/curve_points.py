@@ -12,7 +12,13 @@ from align.pairs import Steps
 from align.train import TrainSettings
 
 #: The axes beside the scope, each a setting of a stage, and what a label calls them.
-AXES = {"sft_weight": "SFT", "benign_share": "benign", "learning_rate": "rate", "contrast": "contrast"}
+AXES = {
+    "sft_weight": "SFT",
+    "benign_share": "benign",
+    "learning_rate": "rate",
+    "contrast": "contrast",
+    "interpolation": "interpolation",
+}
 
 
 class Point(BaseModel):
@@ -25,13 +31,14 @@ class Point(BaseModel):
     benign_share: float
     learning_rate: float
     contrast: float
+    interpolation: float
 
     @property
     def name(self) -> str:
         """Its directory."""
         return (
             f"steps-{spelled(self.steps)}_sft-{self.sft_weight:g}_benign-{self.benign_share:g}"
-            f"_lr-{self.learning_rate:g}_contrast-{self.contrast:g}"
+            f"_lr-{self.learning_rate:g}_contrast-{self.contrast:g}_interpolation-{self.interpolation:g}"
         )
 
     def settings(self, run: TrainSettings) -> TrainSettings:
@@ -56,6 +63,8 @@ class CurveSettings(BaseModel):
     benign_share: tuple[float, ...] = ()
     learning_rate: tuple[float, ...] = ()
     contrast: tuple[float, ...] = ()
+    interpolation: tuple[float, ...] = ()
+    """Points that differ in it alone are trained once."""
     max_refusals: float = Field(default=0.05, ge=0.0)
     """What refusals of alarming requests may rise by."""
     max_quality_loss: float = Field(default=0.03, ge=0.0)
