@@ -30,7 +30,6 @@ from align.curve_choice import CurveReport, PointReport, changes_of, choose, nea
 from align.curve_points import CurveSettings, Point, labels
 from align.evaluate import Arm, EvalRequest, Outcome, run_arms, summarise
 from align.generate import read_results
-from align.interpolation import between
 from align.pairs import Pair, read_pairs, request_key
 from align.pipeline import AlignSettings, Workbench
 from align.recipe import given_pairs, run_first_stages
@@ -169,19 +168,13 @@ def train_points(
     given = given_pairs(bench, pairs, run, start)
     bench.make_room()
     shown, found = labels(points), {}
-    trained: dict[Point, Path] = {}
     for number, point in enumerate(points, 1):
-        adapter, settings = _directory(bench, point.name) / "adapter", point.settings(run)
+        adapter = _directory(bench, point.name) / "adapter"
         _tell(f"training point {number} of {len(points)}, {shown[point.name]}")
-        whole = point.model_copy(update={"interpolation": 1.0})
-        if whole in trained:
-            found[point.name] = between(trained[whole], adapter, settings)
-            continue
         found[point.name] = train(
-            bench.settings.model, given, adapter, settings, bench.reader, bench.runtime.policy.limits,
+            bench.settings.model, given, adapter, point.settings(run), bench.reader, bench.runtime.policy.limits,
             start=start, accelerate=accelerate,
         )  # fmt: skip
-        trained[whole] = adapter
     return found
 
 

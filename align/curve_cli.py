@@ -47,13 +47,6 @@ def curve(
     contrast: Annotated[
         str, _grid("Share of intervened pairs once more against a benign reply, such as 0,1; default: the run's.")
     ] = "",
-    interpolation: Annotated[
-        str,
-        _grid(
-            "Where the weights lie between the model as it came (0) and as trained (1), such as 0.8,1; one training "
-            "does for all; default: the run's."
-        ),
-    ] = "",
     max_refusals: Annotated[
         float, typer.Option(min=0, help="Points that refusals of alarming requests may rise by.")
     ] = 5.0,
@@ -99,7 +92,7 @@ def curve(
     settings = CurveSettings(
         **_axes(
             {"steps": steps, "sft_weight": sft_weight, "benign_share": benign_share, "learning_rate": learning_rate,
-             "contrast": contrast, "interpolation": interpolation}
+             "contrast": contrast}
         ),
         max_refusals=max_refusals / 100, max_quality_loss=max_quality_loss / 100, max_unsettled=max_unsettled / 100,
     )  # fmt: skip
@@ -138,7 +131,6 @@ def _axes(grid: dict[str, str]) -> dict[str, Any]:
         "benign_share": (_number(0, 1), "shares from 0 to 1, such as 0.3,0.4"),
         "learning_rate": (_number(1e-9, 1), "rates, such as 5e-4,6.5e-4"),
         "contrast": (_number(0, 1), "shares from 0 to 1, such as 0,1"),
-        "interpolation": (_number(1e-9, 1), "shares above 0, at most 1, such as 0.8,1"),
     }
     return {axis: _list(f"--{axis.replace('_', '-')}", text, *read[axis]) for axis, text in grid.items()}
 

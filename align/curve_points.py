@@ -12,13 +12,7 @@ from align.pairs import Steps
 from align.train import TrainSettings
 
 #: The axes beside the scope, each a setting of a stage, and what a label calls them.
-AXES = {
-    "sft_weight": "SFT",
-    "benign_share": "benign",
-    "learning_rate": "rate",
-    "contrast": "contrast",
-    "interpolation": "interpolation",
-}
+AXES = {"sft_weight": "SFT", "benign_share": "benign", "learning_rate": "rate", "contrast": "contrast"}
 
 
 class Point(BaseModel):
@@ -31,14 +25,13 @@ class Point(BaseModel):
     benign_share: float
     learning_rate: float
     contrast: float
-    interpolation: float
 
     @property
     def name(self) -> str:
         """Its directory."""
         return (
             f"steps-{spelled(self.steps)}_sft-{self.sft_weight:g}_benign-{self.benign_share:g}"
-            f"_lr-{self.learning_rate:g}_contrast-{self.contrast:g}_interpolation-{self.interpolation:g}"
+            f"_lr-{self.learning_rate:g}_contrast-{self.contrast:g}"
         )
 
     def settings(self, run: TrainSettings) -> TrainSettings:
@@ -63,8 +56,6 @@ class CurveSettings(BaseModel):
     benign_share: tuple[float, ...] = ()
     learning_rate: tuple[float, ...] = ()
     contrast: tuple[float, ...] = ()
-    interpolation: tuple[float, ...] = ()
-    """Points that differ in it alone are trained once."""
     max_refusals: float = Field(default=0.05, ge=0.0)
     """What refusals of alarming requests may rise by."""
     max_quality_loss: float = Field(default=0.03, ge=0.0)

@@ -21,7 +21,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from align.contrast import contrasted
-from align.interpolation import interpolate
 from align.model import load_tokenizer
 from align.pairs import Kind, Pair
 from align.text import ReplyReader
@@ -272,8 +271,6 @@ def _announce(card: StageCard, row: Row, tokenizer: Any) -> None:
 
 
 def _finish(out: Path, card: StageCard, rows: Sequence[Row], result: Any, earlier: float) -> None:
-    # Before the checkpoints go: a run that ends in between saves the whole change again.
-    interpolate(out, card.settings.interpolation)
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     report = TrainReport(

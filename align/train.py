@@ -50,8 +50,6 @@ class TrainSettings(BaseModel):
     """Share of the benign pairs that are trained on once more, behind other benign exchanges (`align.turns`)."""
     contrast: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the intervened pairs that are trained on once more, against a benign reply (`align.contrast`)."""
-    interpolation: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Where between the model as it came (0) and as trained (1) the stage's result lies (`align.interpolation`)."""
     learning_rate: float = 6.5e-4
     epochs: float = 4.0
     batch_size: int = 8
@@ -72,11 +70,9 @@ class TrainSettings(BaseModel):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _full_has_no_adapter(self) -> TrainSettings:
+    def _full_has_no_rank(self) -> TrainSettings:
         if self.method == "full" and self.first_layer is not None:
             raise ValueError("first_layer belongs to method lora: full training changes every layer")
-        if self.method == "full" and self.interpolation != 1.0:
-            raise ValueError("interpolation belongs to method lora: full training leaves no change to scale")
         return self
 
 

@@ -79,10 +79,9 @@ def test_a_grid_stands_for_every_combination() -> None:
     grid = CurveSettings(steps=(1, "reasoning"), sft_weight=(0.2, 1.0))
     points = grid.points(TrainSettings())
     assert [point.name for point in points] == [
-        "steps-1_sft-0.2_benign-0.4_lr-0.00065_contrast-0_interpolation-1",
-        "steps-1_sft-1_benign-0.4_lr-0.00065_contrast-0_interpolation-1",
-        "steps-reasoning_sft-0.2_benign-0.4_lr-0.00065_contrast-0_interpolation-1",
-        "steps-reasoning_sft-1_benign-0.4_lr-0.00065_contrast-0_interpolation-1",
+        "steps-1_sft-0.2_benign-0.4_lr-0.00065_contrast-0", "steps-1_sft-1_benign-0.4_lr-0.00065_contrast-0",
+        "steps-reasoning_sft-0.2_benign-0.4_lr-0.00065_contrast-0",
+        "steps-reasoning_sft-1_benign-0.4_lr-0.00065_contrast-0",
     ]  # fmt: skip
     assert list(labels(points).values()) == [
         "1 step, SFT 0.2",
@@ -97,7 +96,7 @@ def test_a_grid_stands_for_every_combination() -> None:
 @pytest.mark.parametrize(("steps", "benign"), [(1, 8), (12, 12), ("reasoning", "reasoning"), (None, None)])
 def test_a_benign_pairs_own_side_is_never_cut_before_the_rejected_one(steps: Steps, benign: Steps) -> None:
     run = TrainSettings(epochs=7, seed=5)
-    point = Point(steps=steps, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4, contrast=0.5, interpolation=0.8)
+    point = Point(steps=steps, sft_weight=0.2, benign_share=0.3, learning_rate=1e-4, contrast=0.5)
     found = point.settings(run)
     assert found.scope == Scope(steps=steps, benign_steps=benign)
     assert (found.benign, found.epochs, found.seed, found.sft_weight, found.contrast) == ("trigger", 7, 5, 0.2, 0.5)
@@ -259,7 +258,7 @@ def test_a_run_without_pairs_says_how_to_get_them(tiny_model: Path, tmp_path: Pa
 
 def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None:
     """One point was trained before (weights that decline), the other is trained now."""
-    done = run / "curve" / "points" / "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0_interpolation-1" / "adapter"
+    done = run / "curve" / "points" / "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0" / "adapter"
     done.parent.mkdir(parents=True)
     retarget(tiny_model, done, DECLINES | SILENT)
     trained = TrainReport(
@@ -274,7 +273,7 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
     said = invoke(*options)
 
     found = json.loads((run / "curve" / "curve.json").read_text())
-    assert list(found["points"]) == ["steps-1_sft-1_benign-0.5_lr-0.00065_contrast-0_interpolation-1", done.parent.name]
+    assert list(found["points"]) == ["steps-1_sft-1_benign-0.5_lr-0.00065_contrast-0", done.parent.name]
     one, two = found["points"].values()
     assert [p["arm"]["reasoning_harm"]["rate"] for p in (one, two)] == [1.0, 0.0]
     assert found["base"]["reasoning_harm"] == one["arm"]["reasoning_harm"]
@@ -302,7 +301,7 @@ def test_from_pairs_to_the_recipe_and_again(tiny_model: Path, run: Path) -> None
 
 def test_seeds_are_pooled_and_chosen_on_together(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     """The same point, trained in two runs: one declines, the other goes on complying."""
-    name = "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0_interpolation-1"
+    name = "steps-2_sft-1_benign-0.5_lr-0.00065_contrast-0"
     trained = TrainReport(
         pairs=4, intervened=2, benign=2, tokens=9, too_long=[], steps=1, seconds=1.0,
         settings=TRAIN.model_copy(update={"scope": Scope(steps=2)}),
