@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from align.pipeline import Workbench
 
 EVERYTHING = {"steps": None, "benign_steps": None}
-#: What each changes in the settings of the run's last stage, which it trains from the model as it came. Beta 0 leaves
-#: the SFT term alone.
+#: What each changes in the settings of a single stage (`baseline_settings`), trained from the model as it came. Beta 0
+#: leaves the SFT term alone.
 BASELINES: dict[str, dict[str, Any]] = {
     "sft": {"scope": EVERYTHING, "beta": 0.0, "sft_weight": 1.0},
     "full-dpo": {"scope": EVERYTHING, "sft_weight": 0.0},
@@ -45,8 +45,10 @@ def known_baselines(names: str) -> tuple[str, ...]:
 
 
 def baseline_settings(recipe: Sequence[TrainSettings], name: str) -> TrainSettings:
-    """One stage on both kinds of pairs; no stage before it refuses anything."""
-    return TrainSettings.model_validate(recipe[-1].model_dump() | {"benign": "trigger"} | BASELINES[name])
+    """One stage as the run's last, on pairs mixed as `TrainSettings` has it by itself: refusals of a stage before and
+    contrast are ours, and a share of benign pairs that was chosen beside them would be no fair one."""
+    own = recipe[-1].model_dump(exclude={"benign", "benign_share", "benign_turns", "contrast"})
+    return TrainSettings.model_validate(own | BASELINES[name])
 
 
 def train_baseline(bench: Workbench, name: str, pairs: Sequence[Pair]) -> TrainReport:
