@@ -45,9 +45,10 @@ def known_baselines(names: str) -> tuple[str, ...]:
 
 
 def baseline_settings(recipe: Sequence[TrainSettings], name: str) -> TrainSettings:
-    """One stage as the run's last, on pairs mixed as `TrainSettings` has it by itself: refusals of a stage before and
-    contrast are ours, and a share of benign pairs that was chosen beside them would be no fair one."""
-    own = recipe[-1].model_dump(exclude={"benign", "benign_share", "benign_turns", "contrast"})
+    """One stage as the run's last. Refusals of a stage before and contrast are ours, and a share of benign pairs above
+    the usual one was chosen beside them: all three would be unfair to it."""
+    own = recipe[-1].model_dump(exclude={"benign", "benign_turns", "contrast"})
+    own["benign_share"] = min(own["benign_share"], TrainSettings().benign_share)
     return TrainSettings.model_validate(own | BASELINES[name])
 
 

@@ -71,6 +71,8 @@ def test_without_a_preference_only_the_sft_term_has_a_gradient() -> None:
     settings = baseline_settings(read_stages(DEFAULT), "sft")
     assert (settings.benign, settings.benign_share, settings.contrast) == ("trigger", 0.4, 0.0), "none of our own means"
     assert (settings.scope.steps, settings.epochs) == (None, 3.0), "the rest as the run's last stage"
+    alone = baseline_settings([TrainSettings(benign_share=0.0)], "sft")
+    assert alone.benign_share == 0.0, "a run without benign pairs has none to give"
     tensors = [torch.tensor([value], requires_grad=True) for value in (-2.0, -3.0)]
     found = preference_loss(
         *tensors, torch.tensor([-2.5]), torch.tensor([-2.0]), torch.tensor([4]), beta=settings.beta,
