@@ -45,8 +45,8 @@ def known_baselines(names: str) -> tuple[str, ...]:
 
 
 def baseline_settings(recipe: Sequence[TrainSettings], name: str) -> TrainSettings:
-    """One stage as the run's last. Refusals of a stage before and contrast are ours, and a share of benign pairs above
-    the usual one was chosen beside them: all three would be unfair to it."""
+    """One stage as the run's last, without what is ours in its mix (refusals of a stage before, contrast, other turns)
+    and with at most the usual share of benign pairs: a larger one was chosen beside those."""
     own = recipe[-1].model_dump(exclude={"benign", "benign_turns", "contrast"})
     own["benign_share"] = min(own["benign_share"], TrainSettings().benign_share)
     return TrainSettings.model_validate(own | BASELINES[name])
