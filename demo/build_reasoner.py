@@ -19,10 +19,13 @@ from rich.progress import track
 
 from demo.model import ADAPTER, base_model, load
 from demo.rows import Crossing, Row, render_crossings, render_rows
+from demo.topics import Split
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 #: The lowest layers stay as they are: a third less backward work, no loss seen in the replies.
 FIRST_LAYER = 8
+#: What it learns from.
+PARTS: tuple[Split, ...] = ("reasoner", "contrast")
 #: Sentences whose first tokens decide what kind of request this is, and how much more those tokens count.
 DECIDES = frozenset({"cue", "trigger", "fine", "sense", "because", "decide", "plan1", "how1", "answer"})
 HEAD_TOKENS = 4
@@ -124,8 +127,8 @@ def build(
     model, tokenizer = load(base_model())
     layers = list(range(FIRST_LAYER, model.config.num_hidden_layers))
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, layers_to_transform=layers))
-    rows = [encode(tokenizer, row) for row in render_rows("reasoner", seed)]
-    rows += [encode_crossing(tokenizer, crossing) for crossing in render_crossings("reasoner", seed)]
+    rows = [encode(tokenizer, row) for part in PARTS for row in render_rows(part, seed)]
+    rows += [encode_crossing(tokenizer, crossing) for part in PARTS for crossing in render_crossings(part, seed)]
     rng = random.Random(seed)
     steps = [batch for _ in range(epochs) for batch in batches(rows, tokens, rng)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""The demo's topics: what is asked, on both sides of the line, split once by topic into four disjoint parts.
+"""The demo's topics: what is asked, on both sides of the line, split once by topic into five disjoint parts.
 
 Every row was written for this project. A harmful topic states an intent and three empty stage names; it never holds
 know-how. `demo/data/splits.json` fixes which part a topic belongs to; `python -m demo.topics` writes it anew (only
@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 DATA = Path(__file__).parent / "data"
-Split = Literal["reasoner", "detector", "align", "report"]
+Split = Literal["reasoner", "contrast", "detector", "align", "report"]
 Kind = Literal["harmful", "benign", "alarming"]
 
 #: Share of each part, filled per kind in the order of the cluster hash.
@@ -27,6 +27,9 @@ SHARES: dict[Kind, dict[Split, float]] = {
     "benign": {"reasoner": 0.38, "detector": 0.17, "align": 0.27, "report": 0.18},
     "alarming": {"reasoner": 0.38, "detector": 0.15, "align": 0.29, "report": 0.18},
 }
+#: Pairs of a harmful and an alarming topic that share words and differ in intent. Only the reasoner learns them: what
+#: else is made of the topics came before them.
+CONTRAST_IDS = ("hc-", "ac-")
 #: Two topics this similar (Jaccard of content-word stems of goal or request) always share a part.
 NEAR = 0.5
 
@@ -171,10 +174,12 @@ def clusters(topics: Iterable[Topic]) -> list[list[Topic]]:
 
 
 def assign_splits(topics: list[Topic]) -> dict[str, Split]:
-    """Topic id -> part; whole clusters go to the part that is furthest below its share of their kind."""
+    """Topic id -> part; whole clusters go to the part that is furthest below its share of their kind, contrast pairs to
+    their own."""
+    parts: dict[str, Split] = {t.id: "contrast" for t in topics if t.id.startswith(CONTRAST_IDS)}
+    topics = [t for t in topics if t.id not in parts]
     totals: dict[Kind, int] = {kind: sum(t.kind == kind for t in topics) for kind in SHARES}
     have: dict[tuple[Kind, Split], int] = {}
-    parts: dict[str, Split] = {}
     for group in sorted(clusters(topics), key=lambda g: hashlib.sha256(g[0].id.encode()).digest()):
         kind = group[0].kind
         split = max(SHARES[kind], key=lambda s: SHARES[kind][s] - have.get((kind, s), 0) / totals[kind])

@@ -7,14 +7,29 @@ from collections import Counter
 import pytest
 
 from demo.rows import render_crossings, render_rows, sentences
-from demo.topics import NEAR, Topic, all_topics, clusters, load_topics, similarity
+from demo.topics import NEAR, Topic, all_topics, assign_splits, clusters, load_topics, similarity, stems
 
-PARTS = ("reasoner", "detector", "align", "report")
+PARTS = ("reasoner", "contrast", "detector", "align", "report")
 
 
 def test_every_topic_is_in_exactly_one_part() -> None:
     by_part = {part: {t.id for t in load_topics(part)} for part in PARTS}
     assert Counter(i for ids in by_part.values() for i in ids) == Counter(t.id for t in all_topics())
+
+
+def test_the_parts_on_disk_are_those_that_the_rule_gives() -> None:
+    assert assign_splits(all_topics()) == {t.id: part for part in PARTS for t in load_topics(part)}
+
+
+def test_contrast_pairs_share_words_and_differ_in_intent() -> None:
+    pairs: dict[str, list[Topic]] = {}
+    for topic in load_topics("contrast"):
+        pairs.setdefault(topic.id.partition("-")[2], []).append(topic)
+    whole = [pair for pair in pairs.values() if len(pair) == 2]
+    assert len(whole) >= 230
+    for a, b in whole:
+        assert {a.kind, b.kind} == {"harmful", "alarming"}
+        assert stems(a.request + a.request2) & stems(b.request + b.request2), (a.id, b.id)
 
 
 def test_no_near_duplicate_crosses_two_parts() -> None:
