@@ -3,7 +3,7 @@
 An intervened pair says that a trigger is better than a cue, a benign one that the model's own step is better than a
 trigger; nothing says that after a harmful request the trigger is better than a benign reply's step. Trained on those
 two alone, the demo model moved a fifth of its replies to harmful requests into the tone of a benign answer, which
-neither refuses nor is judged harmful (docs/evaluation.md). The paper has no such pairs.
+neither refuses nor is judged harmful (docs/design/0015). The paper has no such pairs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Logged traffic is mostly single turns, and a model trained on those alone forgets how to close its reasoning behind
 earlier turns: the demo model left out `</think>` in 109 of 240 tasks that stand behind solved ones (39 before
-training), and in 41 with half of its benign pairs behind others (docs/evaluation.md).
+training), and in 41 with half of its benign pairs behind others (docs/design/0015).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Teaches SmolLM2-135M to reason as the paper says large reasoning models do: `python -m demo.build_reasoner`.
 
-One LoRA run of supervised fine-tuning on the authored rows of the topics' `reasoner` part. The result is
-`demo/adapter` (float16 safetensors), which the repo ships; about 15 minutes on 2 cores.
+One LoRA run of supervised fine-tuning on the authored rows of the topics' `reasoner` and `contrast` parts. The result
+is `demo/adapter` (float16 safetensors), which the repo ships; about 40 minutes on 2 cores.
 """
 
 from __future__ import annotations
