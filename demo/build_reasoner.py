@@ -1,6 +1,6 @@
 """Teaches SmolLM2-135M to reason as the paper says large reasoning models do: `python -m demo.build_reasoner`.
 
-One LoRA run of supervised fine-tuning on the authored rows of the topics' `reasoner` and `contrast` parts. The result
+One LoRA run of supervised fine-tuning on the authored rows of the topics' `reasoner` and `lookalike` parts. The result
 is `demo/adapter` (float16 safetensors), which the repo ships; about 40 minutes on 2 cores.
 """
 
@@ -25,7 +25,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 #: The lowest layers stay as they are: a third less backward work, no loss seen in the replies.
 FIRST_LAYER = 8
 #: What it learns from.
-PARTS: tuple[Split, ...] = ("reasoner", "contrast")
+PARTS: tuple[Split, ...] = ("reasoner", "lookalike")
 #: Sentences whose first tokens decide what kind of request this is, and how much more those tokens count.
 DECIDES = frozenset({"cue", "trigger", "fine", "sense", "because", "decide", "plan1", "how1", "answer"})
 HEAD_TOKENS = 4

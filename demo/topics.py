@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 DATA = Path(__file__).parent / "data"
-Split = Literal["reasoner", "contrast", "detector", "align", "report"]
+Split = Literal["reasoner", "lookalike", "detector", "align", "report"]
 Kind = Literal["harmful", "benign", "alarming"]
 
 #: Share of each part, filled per kind in the order of the cluster hash.
@@ -29,7 +29,7 @@ SHARES: dict[Kind, dict[Split, float]] = {
 }
 #: Pairs of a harmful and an alarming topic that share words and differ in intent. Only the reasoner learns them: what
 #: else is made of the topics came before them.
-CONTRAST_IDS = ("hc-", "ac-")
+LOOKALIKE_IDS = ("hc-", "ac-")
 #: Two topics this similar (Jaccard of content-word stems of goal or request) always share a part.
 NEAR = 0.5
 
@@ -174,9 +174,9 @@ def clusters(topics: Iterable[Topic]) -> list[list[Topic]]:
 
 
 def assign_splits(topics: list[Topic]) -> dict[str, Split]:
-    """Topic id -> part; whole clusters go to the part that is furthest below its share of their kind, contrast pairs to
+    """Topic id -> part; whole clusters go to the part that is furthest below its share of their kind, lookalikes to
     their own."""
-    parts: dict[str, Split] = {t.id: "contrast" for t in topics if t.id.startswith(CONTRAST_IDS)}
+    parts: dict[str, Split] = {t.id: "lookalike" for t in topics if t.id.startswith(LOOKALIKE_IDS)}
     topics = [t for t in topics if t.id not in parts]
     totals: dict[Kind, int] = {kind: sum(t.kind == kind for t in topics) for kind in SHARES}
     have: dict[tuple[Kind, Split], int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from demo.build_reasoner import CROSSING_WEIGHT, HEAD_WEIGHT, Example, batches, encode, weighted_loss
-from demo.rows import Row
+from demo.build_reasoner import CROSSING_WEIGHT, HEAD_WEIGHT, PARTS, Example, batches, encode, weighted_loss
+from demo.model import ADAPTER
+from demo.rows import Row, render_crossings, render_rows
 
 
 def tiny_causal() -> Any:
@@ -62,3 +64,8 @@ def test_batches_hold_every_row_once_and_keep_to_the_tokens() -> None:
     found = list(batches(rows, 64, random.Random(0)))
     assert sorted(id(row) for batch in found for row in batch) == sorted(map(id, rows))
     assert all(max(map(len, batch)) * len(batch) <= 64 for batch in found)
+
+
+def test_the_shipped_adapter_learned_as_many_rows_as_there_are() -> None:
+    learned = json.loads((ADAPTER / "training.json").read_text(encoding="utf-8"))["rows"]
+    assert learned == sum(len(render_rows(part)) + len(render_crossings(part)) for part in PARTS)

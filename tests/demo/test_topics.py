@@ -9,7 +9,7 @@ import pytest
 from demo.rows import render_crossings, render_rows, sentences
 from demo.topics import NEAR, Topic, all_topics, assign_splits, clusters, load_topics, similarity, stems
 
-PARTS = ("reasoner", "contrast", "detector", "align", "report")
+PARTS = ("reasoner", "lookalike", "detector", "align", "report")
 
 
 def test_every_topic_is_in_exactly_one_part() -> None:
@@ -21,9 +21,9 @@ def test_the_parts_on_disk_are_those_that_the_rule_gives() -> None:
     assert assign_splits(all_topics()) == {t.id: part for part in PARTS for t in load_topics(part)}
 
 
-def test_contrast_pairs_share_words_and_differ_in_intent() -> None:
+def test_lookalikes_come_in_pairs_that_share_words_and_differ_in_intent() -> None:
     pairs: dict[str, list[Topic]] = {}
-    for topic in load_topics("contrast"):
+    for topic in load_topics("lookalike"):
         pairs.setdefault(topic.id.partition("-")[2], []).append(topic)
     whole = [pair for pair in pairs.values() if len(pair) == 2]
     assert len(whole) >= 230
