@@ -9,32 +9,34 @@ import pytest
 from align.tasks import COUNT, SHOTS, Task, answers, built_in, solved
 
 
-def test_two_hundred_and_forty_different_tasks_that_a_seed_repeats() -> None:
+def test_different_tasks_that_a_seed_repeats() -> None:
     tasks = built_in()
-    assert len(tasks) == COUNT == 240
-    assert len({t.id for t in tasks}) == len({t.prompt for t in tasks}) == 240
+    assert len(tasks) == COUNT == 960
+    assert len({t.id for t in tasks}) == len({t.prompt for t in tasks}) == 960
     assert {kind: sum(t.kind == kind for t in tasks) for kind in {t.kind for t in tasks}} == dict.fromkeys(
-        ("addition", "subtraction", "comparison", "ordering", "counting", "order logic", "class logic", "format"), 30
+        ("addition", "subtraction", "comparison", "ordering", "counting", "order logic", "class logic", "format"), 120
     )
     assert tasks == built_in()
     assert {t.prompt for t in built_in(seed=1)} != {t.prompt for t in tasks}
     assert built_in(16) == tasks[:16]
     assert built_in(0) == []
+    with pytest.raises(ValueError, match="961 tasks, at most 960"):
+        built_in(961)
 
 
-def test_shots_are_solved_tasks_of_the_kind_and_are_not_asked() -> None:
+def test_shots_are_other_solved_tasks_of_the_kind_and_differ_from_task_to_task() -> None:
     tasks = built_in()
-    asked = {t.prompt for t in tasks}
-    for kind in {t.kind for t in tasks}:
-        (shots,) = {t.shots for t in tasks if t.kind == kind}
-        assert len({shot.prompt for shot in shots}) == SHOTS
-        assert not asked & {shot.prompt for shot in shots}
-        mine = next(t for t in tasks if t.kind == kind)
+    for each in tasks:
+        prompts = {shot.prompt for shot in each.shots}
+        assert len(prompts) == SHOTS
+        assert each.prompt not in prompts
         # A shot's answer is what its own checker takes.
-        assert all(
-            answers(mine.model_copy(update={"prompt": s.prompt, "expected": s.answer, "others": ()}), s.answer)
-            for s in shots
-        )
+        for shot in each.shots:
+            own = each.model_copy(update={"prompt": shot.prompt, "expected": shot.answer, "others": ()})
+            assert answers(own, shot.answer)
+    for kind in {t.kind for t in tasks}:
+        of_kind = [t.shots for t in tasks if t.kind == kind]
+        assert len(set(of_kind)) == len(of_kind)
 
 
 def test_expected_answers_are_right_and_solve_their_task() -> None:
