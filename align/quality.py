@@ -15,6 +15,8 @@ from classifiers.stats import Rate
 if TYPE_CHECKING:
     from align.pipeline import Workbench
 
+Figure = Literal["solved", "answered"]
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -24,6 +26,11 @@ class Attempt:
     solved: bool
     answered: bool
     """The answer is right, which not every solved task needs (`align.tasks`)."""
+
+    @property
+    def cluster(self) -> str:
+        """Tasks behind the same solved ones belong together, and so do several seeds' attempts at one task."""
+        return "\n".join((self.task.kind, *(shot.prompt for shot in self.task.shots)))
 
 
 def attempt(bench: Workbench, arms: Sequence[Arm], tasks: Sequence[Task]) -> dict[str, list[Attempt]]:
@@ -73,23 +80,22 @@ def _attempt(task: Task, output: list[int], reader: ReplyReader) -> Attempt:
     return Attempt(task, solved(task, reply.reasoning, reply.answer), answers(task, reply.answer))
 
 
-def share(attempts: Sequence[Attempt]) -> Rate:
-    """Share of tasks solved; several seeds' attempts at one task belong together."""
-    return Rate.clustered([a.solved for a in attempts], [a.task.id for a in attempts])
+def share(attempts: Sequence[Attempt], figure: Figure = "solved") -> Rate:
+    """Share of tasks solved (answered right), with an interval over clusters."""
+    return Rate.clustered([getattr(a, figure) for a in attempts], [a.cluster for a in attempts])
 
 
 def share_by_kind(attempts: Sequence[Attempt]) -> dict[str, Rate]:
-    """The same for each kind of task."""
+    """Share solved of each kind of task."""
     return {kind: share([a for a in attempts if a.task.kind == kind]) for kind in dict.fromkeys(_kinds(attempts))}
 
 
-def quality_change(
-    before: Sequence[Attempt], after: Sequence[Attempt], figure: Literal["solved", "answered"] = "solved"
-) -> Rate:
-    """after - before of the share solved (answered right), over the same tasks in the same order: paired bootstrap."""
+def quality_change(before: Sequence[Attempt], after: Sequence[Attempt], figure: Figure = "solved") -> Rate:
+    """after - before of the share solved (answered right), over the same tasks in the same order: a paired bootstrap
+    that resamples clusters."""
     pairs = zip(before, after, strict=True)
     moved = [float(getattr(a, figure)) - float(getattr(b, figure)) for b, a in pairs]
-    return mean_of(moved, [each.task.id for each in after])
+    return mean_of(moved, [each.cluster for each in after])
 
 
 def _kinds(attempts: Sequence[Attempt]) -> list[str]:

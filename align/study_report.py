@@ -110,8 +110,7 @@ def _tasks(run: SeedRun) -> Grid:
     rows: dict[str, list[Value]] = {}
     for arm, attempts in run.attempts.items():
         moved: Value = "" if arm == "base" else quality_change(run.attempts["base"], attempts)
-        answered = Rate.clustered([a.answered for a in attempts], [a.task.id for a in attempts])
-        rows[arm] = [share(attempts), moved, answered]
+        rows[arm] = [share(attempts), moved, share(attempts, "answered")]
     return Grid(
         title="Reasoning tasks",
         note="Generated tasks, reasoning on, after solved ones of their kind; checked by a program. Solved: the right "

@@ -2,10 +2,10 @@
 
 Generated from a seed, so that a small model can do a part of them and nobody has learned them by heart: arithmetic,
 comparison, ordering, counting letters, simple logic, following a format. Each is asked after a few solved ones of its
-kind, which show how to think (one sentence that states the result) and how to answer. Every task has solved ones of its
-own: how well a small model does depends on which they are. A task is solved by the right
-answer, or by a reasoning that begins with the right sentence: the demo model gets that far in a part of them and then
-talks of something else (a third of 240 solved, a fifth answered right). What counts is exact; no model judges.
+kind, which show how to think (one sentence that states the result) and how to answer; how well a small model does
+depends on which it sees, so each kind has several sets of them. A task is solved by the right answer, or by a reasoning
+that begins with the right sentence: the demo model gets that far in a third of them, talks of something else in some of
+those, and answers a quarter right. What counts is exact; no model judges.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TASKS_VERSION = 2
 COUNT = 960
 #: Solved tasks of its kind before each task.
 SHOTS = 4
+#: Sets of them for each kind, whose tasks take them in turn. More would leave too few tasks of some kinds to ask.
+SHOT_SETS = 6
 
 Kind = Literal["addition", "subtraction", "comparison", "ordering", "counting", "order logic", "class logic", "format"]
 Form = Literal["number", "choice", "sequence", "exact"]
@@ -81,8 +83,8 @@ class Task(BaseModel):
 
 
 def built_in(count: int = COUNT, seed: int = 0) -> list[Task]:
-    """`count` different tasks, at most `COUNT`, the kinds in turn; the same seed gives the same tasks. A task's shots
-    are different solved tasks of its kind, and none of them is the task."""
+    """`count` different tasks, at most `COUNT`, the kinds in turn; the same seed gives the same tasks. None of a
+    kind's shots is asked."""
     if count > COUNT:
         raise ValueError(f"{count} tasks, at most {COUNT} can be made")
     rng = random.Random(f"tasks-{TASKS_VERSION}-{seed}")
@@ -98,22 +100,14 @@ def built_in(count: int = COUNT, seed: int = 0) -> list[Task]:
         seen.add(draft.prompt)
         return draft
 
-    def shots(kind: Kind, asked: str) -> tuple[Shot, ...]:
-        drafts: dict[str, Draft] = {}
-        while len(drafts) < SHOTS:
-            draft = makers[kind](rng)
-            if draft.prompt != asked:
-                drafts.setdefault(draft.prompt, draft)
-        return tuple(_shot(draft) for draft in drafts.values())
-
+    shots = {kind: [tuple(_shot(draw(kind)) for _ in range(SHOTS)) for _ in range(SHOT_SETS)] for kind in makers}
     found: list[Task] = []
     for number in range(count):
-        kind = list(makers)[number % len(makers)]
-        draft = draw(kind)
+        kind, of_kind = list(makers)[number % len(makers)], number // len(makers)
         found.append(
             Task(
-                id=f"{kind.replace(' ', '-')}-{number // len(makers)}", kind=kind,
-                shots=shots(kind, draft.prompt), **draft._asdict(),
+                id=f"{kind.replace(' ', '-')}-{of_kind}", kind=kind, shots=shots[kind][of_kind % SHOT_SETS],
+                **draw(kind)._asdict(),
             )
         )  # fmt: skip
     return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from align.quality import Attempt, messages, quality_change, share, share_by_kind
-from align.tasks import SHOTS, built_in
+from align.tasks import SHOT_SETS, SHOTS, built_in
+
+#: Tasks until the sets of solved ones come round: eight kinds.
+SETS = 8 * SHOT_SETS
 
 
 def test_shares_and_the_paired_change() -> None:
@@ -21,6 +24,16 @@ def test_shares_and_the_paired_change() -> None:
     assert {(rate.rate, rate.n) for rate in kinds.values()} == {(0.5, 2)}
     # Three seeds of one task are one case with three replies.
     assert share(before * 3).lo == share(before).lo
+
+
+def test_tasks_behind_the_same_solved_ones_are_one_case() -> None:
+    tasks = built_in(2 * SETS)
+    assert [task.shots for task in tasks[:SETS]] == [task.shots for task in tasks[SETS:]]
+    before = [Attempt(task, solved=i % SETS < 12, answered=False) for i, task in enumerate(tasks)]
+    after = [Attempt(task, solved=i % SETS < 9, answered=False) for i, task in enumerate(tasks)]
+    assert share(before).rate == 0.25
+    assert (share(before).lo, share(before).hi) == (share(before[:SETS]).lo, share(before[:SETS]).hi)
+    assert quality_change(before, after).lo == quality_change(before[:SETS], after[:SETS]).lo
 
 
 def test_the_shots_are_turns_with_reasoning() -> None:

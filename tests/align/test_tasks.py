@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 
-from align.tasks import COUNT, SHOTS, Task, answers, built_in, solved
+from align.tasks import COUNT, SHOT_SETS, SHOTS, Task, answers, built_in, solved
 
 
 def test_different_tasks_that_a_seed_repeats() -> None:
@@ -24,19 +25,20 @@ def test_different_tasks_that_a_seed_repeats() -> None:
         built_in(961)
 
 
-def test_shots_are_other_solved_tasks_of_the_kind_and_differ_from_task_to_task() -> None:
+def test_shots_are_solved_tasks_of_the_kind_and_are_not_asked() -> None:
     tasks = built_in()
-    for each in tasks:
-        prompts = {shot.prompt for shot in each.shots}
-        assert len(prompts) == SHOTS
-        assert each.prompt not in prompts
-        # A shot's answer is what its own checker takes.
-        for shot in each.shots:
-            own = each.model_copy(update={"prompt": shot.prompt, "expected": shot.answer, "others": ()})
-            assert answers(own, shot.answer)
+    asked = {t.prompt for t in tasks}
     for kind in {t.kind for t in tasks}:
-        of_kind = [t.shots for t in tasks if t.kind == kind]
-        assert len(set(of_kind)) == len(of_kind)
+        of_kind = [t for t in tasks if t.kind == kind]
+        assert set(Counter(t.shots for t in of_kind).values()) == {len(of_kind) // SHOT_SETS}
+        shots = [shot for one in {t.shots for t in of_kind} for shot in one]
+        assert len({shot.prompt for shot in shots}) == len(shots) == SHOTS * SHOT_SETS
+        assert not asked & {shot.prompt for shot in shots}
+        # A shot's answer is what its own checker takes.
+        assert all(
+            answers(of_kind[0].model_copy(update={"prompt": s.prompt, "expected": s.answer, "others": ()}), s.answer)
+            for s in shots
+        )
 
 
 def test_expected_answers_are_right_and_solve_their_task() -> None:
