@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 TASKS_VERSION = 2
-#: Tasks of the built-in set, a multiple of the number of kinds; of some kinds there are hardly more different ones. At
-#: the temperature that replies are sampled with, two draws of one model differ by 1.4 points (standard deviation) over
-#: 720 tasks: 240 a seed could not tell a change of one point.
+#: Tasks of the built-in set, a multiple of the number of kinds; of some kinds hardly more can be made. At the sampling
+#: temperature a model differs from itself by 0.7 points (standard deviation) over three seeds of them, and by 1.4 over
+#: three times 240, which cannot tell a change of one point.
 COUNT = 960
 #: Solved tasks of its kind before each task.
 SHOTS = 4
