@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from align.recipe import DEFAULT, read_stages
 from demo.model import reasoner_model
 
 TRAINERS = ("ours", "trl", "trl, references first")
 SHARES = {"as in the demo": 0.0, "prefix 3/4 of the row": 0.75}
-EPOCHS = 4
-"""Of the demo's training: what is computed once is shared by as many."""
+EPOCHS = read_stages(DEFAULT)[-1].epochs
+"""Of the default recipe's last stage: what is computed once is shared by as many."""
 
 
 def main(
