@@ -53,7 +53,9 @@ SecondJudge = Annotated[
     typer.Option("--judge", help="A second judge: openai:URL,MODEL (key in OPENAI_API_KEY), or a judge's directory."),
 ]
 Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo, full-dpo-norm.")]
-Tasks = Annotated[int, typer.Option(min=0, max=960, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
+#: `align.tasks.COUNT`: its import would cost every command pydantic's.
+TASKS = 960
+Tasks = Annotated[int, typer.Option(min=0, max=TASKS, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
 LmEval = Annotated[str, typer.Option(help="Tasks of lm-eval by name, such as gsm8k (needs lm-eval and the hub).")]
 MaxTokens = Annotated[
     int | None,
@@ -150,7 +152,7 @@ def evaluate_command(
     seeds: Seeds = None,
     judge: SecondJudge = None,
     baselines: Baselines = "",
-    tasks: Tasks = 960,
+    tasks: Tasks = TASKS,
     lm_eval: LmEval = "",
     max_tokens: MaxTokens = None,
 ) -> None:
@@ -189,7 +191,7 @@ def reproduce_command(
     seeds: Seeds = None,
     judge: SecondJudge = None,
     baselines: Baselines = "sft,full-dpo,full-dpo-norm",
-    tasks: Tasks = 960,
+    tasks: Tasks = TASKS,
     lm_eval: LmEval = "",
     max_tokens: MaxTokens = None,
 ) -> None:
