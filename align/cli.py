@@ -13,6 +13,7 @@ from align.promote_cli import Gate, Versions, settle
 from align.promote_cli import promote as promote_command
 from align.promote_cli import rollback as rollback_command
 from align.promote_cli import status as status_command
+from align.tasks import COUNT
 
 if TYPE_CHECKING:
     from align.evaluate import EvalRequest
@@ -53,9 +54,7 @@ SecondJudge = Annotated[
     typer.Option("--judge", help="A second judge: openai:URL,MODEL (key in OPENAI_API_KEY), or a judge's directory."),
 ]
 Baselines = Annotated[str, typer.Option(help="Trained baselines to measure too: sft, full-dpo, full-dpo-norm.")]
-#: `align.tasks.COUNT`: its import would cost every command pydantic's.
-TASKS = 960
-Tasks = Annotated[int, typer.Option(min=0, max=TASKS, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
+Tasks = Annotated[int, typer.Option(min=0, max=COUNT, help="Auto-checked reasoning tasks per arm; 0 leaves them out.")]
 LmEval = Annotated[str, typer.Option(help="Tasks of lm-eval by name, such as gsm8k (needs lm-eval and the hub).")]
 MaxTokens = Annotated[
     int | None,
@@ -152,7 +151,7 @@ def evaluate_command(
     seeds: Seeds = None,
     judge: SecondJudge = None,
     baselines: Baselines = "",
-    tasks: Tasks = TASKS,
+    tasks: Tasks = COUNT,
     lm_eval: LmEval = "",
     max_tokens: MaxTokens = None,
 ) -> None:
@@ -191,7 +190,7 @@ def reproduce_command(
     seeds: Seeds = None,
     judge: SecondJudge = None,
     baselines: Baselines = "sft,full-dpo,full-dpo-norm",
-    tasks: Tasks = TASKS,
+    tasks: Tasks = COUNT,
     lm_eval: LmEval = "",
     max_tokens: MaxTokens = None,
 ) -> None:
