@@ -18,7 +18,7 @@ def test_shares_and_the_paired_change() -> None:
     assert (moved.rate, moved.n) == (-0.25, 16)
     assert quality_change(before, before).lo == quality_change(before, before).hi == 0.0
     right = [Attempt(task, solved=True, answered=i < 2) for i, task in enumerate(tasks)]
-    assert quality_change(before, right, "answered").rate == 0.125
+    assert quality_change(before, right, "answered").rate == share(right, "answered").rate == 0.125
     kinds = share_by_kind(before)
     assert list(kinds)[:2] == ["addition", "subtraction"]
     assert {(rate.rate, rate.n) for rate in kinds.values()} == {(0.5, 2)}
