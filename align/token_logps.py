@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-LOGITS = 2**22
-"""Elements of the logits that are in memory at a time: 85 tokens of the demo model's vocabulary, 27 of Qwen3's."""
+LOGITS = 2**23
+"""Elements of the logits that are in memory at a time: 170 tokens of the demo model's vocabulary, 55 of Qwen3's. Half
+as many read the head too often, twice as many no longer stay in an EPYC's cache: 0.21 instead of 0.19 s for 475."""
 LOGITS_ON_GPU = 2**27
-"""The same on a GPU, where few tokens at a time would read the whole head again and again (512 MiB)."""
+"""The same on a GPU, where few tokens at a time would read the whole head again and again (256 MiB in bf16)."""
 
 
 def token_logps(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
@@ -46,12 +47,14 @@ class _FrozenHead(torch.autograd.Function):
         size = max(1, (LOGITS if weight.device.type == "cpu" else LOGITS_ON_GPU) // len(weight))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = nn.functional.linear(hidden[part], weight).float()
-            whole = logits.logsumexp(-1, keepdim=True)
-            logps[part] = (logits.gather(-1, target[part, None]) - whole)[:, 0]
+            logits = nn.functional.linear(hidden[part], weight)
+            top = logits.amax(-1, keepdim=True)
+            # Shares that are not yet divided by their sum: one pass less over something as wide as the vocabulary.
+            shares = (logits - top).exp_()
+            total = shares.sum(-1, keepdim=True, dtype=torch.float32)
+            logps[part] = (logits.gather(-1, target[part, None]).float() - top - total.log())[:, 0]
             if slopes is not None:
-                shares = logits.sub_(whole).exp_().to(weight.dtype)
-                slopes[part] = weight[target[part]] - shares @ weight
+                slopes[part] = weight[target[part]] - (shares @ weight) / total
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps

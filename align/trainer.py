@@ -20,9 +20,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer
 
+from align import attention
 from align.branch import BranchCollator
 from align.callbacks import diverged
 from align.head import add_branch_head
@@ -32,9 +32,6 @@ from align.train import TrainSettings
 from guard.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
-
-NARROW = 256
-"""Positions of a row up to which a CPU attends by whole matrices (`_attention`)."""
 
 TOLERANCE = 0.05
 """Nats a token by which two ways to the same log-probability may differ; bf16 gives up to 0.02 on the demo model."""
@@ -58,6 +55,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
             elif isinstance(module, BaseTunerLayer):
                 # Autocast already gives the adapter its inputs in the format it computes in.
                 module.cast_input_dtype_enabled = False
+        self._causal.set_attn_implementation(attention.NAME)
         add_branch_head(self._causal)
         self._rows = _numbered(rows)
         self._pair_settings = settings
@@ -76,9 +74,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
         """One forward and backward pass; before the first, the reference pass over all rows."""
         if self._reference is None:
             self._reference = self._look_ahead(model)
-        # Around the backward pass too: gradient checkpointing computes a layer again there, and must do it alike.
-        with _attention(inputs["attention_mask"]):
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
     def compute_loss(
@@ -196,14 +192,6 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
         lower.restore()
         self._lower = None
         LOGGER.warning("%s cannot start above its frozen layers: they run in every epoch", type(self._causal).__name__)
-
-
-def _attention(mask: Tensor) -> contextlib.AbstractContextManager[None]:
-    """How a batch attends. In narrow rows on a CPU whole matrices of scores are cheaper than torch's flash attention,
-    whose backward pass is slow there: 1.92 instead of 2.12 s a step of the demo (174 wide), no difference at 400."""
-    if mask.device.type == "cpu" and mask.shape[-1] <= NARROW:
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()
 
 
 def _numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
