@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )  # fmt: skip
 
+from align import attention
 from align.train import TrainSettings
 from align.trainer import PairTrainer
 from guard.errors import UserError
@@ -148,6 +150,19 @@ def test_micro_batches_and_checkpointing_give_the_same_gradients(tmp_path: Path)
     found = gradients(again)
     assert found[0] == pytest.approx(plain[0], rel=1e-6)
     assert relative(found[1], plain[1]) < 1e-5
+
+
+def test_bf16_attends_in_one_product_a_key_head_and_stays_near_float32(tmp_path: Path) -> None:
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        trainer = ours(random_llama(True).to(dtype), tmp_path / str(dtype), sft_weight=0.2)
+        with patch.object(attention, "sdpa_attention_forward", wraps=attention.sdpa_attention_forward) as stock:
+            results.append(gradients(trainer))
+        # The model's own pass over the longest row, which the head is checked against, has no mask.
+        assert (stock.call_count == SIZE["num_hidden_layers"]) == (dtype == torch.bfloat16)
+    (loss, exact), (rounded, found) = results
+    assert rounded == pytest.approx(loss, rel=0.02)
+    assert relative({n: g.float() for n, g in found.items()}, exact) < 0.05
 
 
 @pytest.mark.parametrize(("config", "skips"), [(Qwen3Config, True), (GraniteConfig, False)])
