@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
@@ -154,7 +155,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
         return torch.tensor(json.loads(self._reference_file.read_text(encoding="utf-8")), device=self.args.device)
 
     def _frozen(self) -> LowerLayers | None:
-        if self.args.world_size > 1:
+        if self.accelerator.distributed_type != DistributedType.NO:
             return None
         return LowerLayers.of(self._causal, sum(_length(row) for row in self._rows))
 

@@ -34,7 +34,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help="Repeats of each trainer; medians are reported.")] = 5,
 ) -> None:
     """Time each trainer's steps and references on the same pairs, in turns; then take each one's peak memory alone."""
-    from benchmarks.align_rig import Contender
+    from benchmarks.align_rig import Contender, demo_source
 
     # The trainers report every loop; the table is what matters here.
     logging.disable(logging.WARNING)
@@ -42,7 +42,8 @@ def main(
     with Progress(console=Console(stderr=True), transient=True) as bar, tempfile.TemporaryDirectory() as scratch:
         task = bar.add_task("training in turns", total=len(SHARES) * len(TRAINERS) * (rounds + 1))
         for name, share in SHARES.items():
-            contenders = [Contender(kind, model, share, Path(scratch) / f"{kind} {share}") for kind in TRAINERS]
+            source = demo_source(model, share)
+            contenders = [Contender(kind, source, Path(scratch) / f"{kind} {share}") for kind in TRAINERS]
             seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TRAINERS}
             for turn in range(rounds + 1):
                 for contender in contenders if turn % 2 else reversed(contenders):
@@ -50,31 +51,31 @@ def main(
                     # The first turn warms up, and in ours holds the reference pass.
                     seconds[contender.kind] += [laps] if turn else []
                     bar.advance(task)
-            found[name] = {"tokens": _lengths(contenders[0].rows), **_rates(seconds)}
+            found[name] = {"tokens": _lengths(source.rows), **rates(seconds)}
             del contenders
             for kind in TRAINERS:
                 found[name][kind]["peak_mib"] = _peak(kind, model, share)
-    Console().print(_table(found))
+    Console().print(show(found))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _rates(seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def rates(seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     """Of each trainer, over its turns: pairs/s of an epoch, its share of the references included, and the ratio of ours
     to it, turn by turn."""
     rates = {kind: np.array([1 / (step + once / EPOCHS) for step, once in laps]) for kind, laps in seconds.items()}
     return {
         kind: {
-            "pairs_per_s": _spread(rates[kind]),
-            "step_s_per_pair": _spread([step for step, _ in laps]),
-            "references_s_per_pair": _spread([once for _, once in laps]),
-            "ours_over_it": _spread(rates["ours"] / rates[kind]),
+            "pairs_per_s": spread(rates[kind]),
+            "step_s_per_pair": spread([step for step, _ in laps]),
+            "references_s_per_pair": spread([once for _, once in laps]),
+            "ours_over_it": spread(rates["ours"] / rates[kind]),
         }
         for kind, laps in seconds.items()
     }
 
 
-def _spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
+def spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
     """Median, least and most of the turns."""
     return {
         "median": round(float(np.median(values)), 4), "min": round(float(np.min(values)), 4),
@@ -97,7 +98,8 @@ def _peak(kind: str, model: str, share: float) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _table(found: dict[str, Any]) -> Table:
+def show(found: dict[str, Any]) -> Table:
+    """Rates, ratios and peaks of each kind of pairs and trainer."""
     table = Table("pairs", "trainer", "pairs/s", "ours over it (least to most)", "peak MiB", title="training on pairs")
     for name, figures in found.items():
         for kind in TRAINERS:

@@ -10,10 +10,13 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from align import stage
@@ -59,6 +62,31 @@ def demo_pairs(tokenizer: Any, count: int, share: float) -> list[dict[str, list[
     return found
 
 
+@dataclass(frozen=True)
+class Source:
+    """What every trainer of a comparison is given; `base` makes the frozen weights anew."""
+
+    base: Callable[[], Any]
+    tokenizer: Any
+    rows: list[dict[str, list[int]]]
+    checkpointing: bool = False
+
+    @property
+    def settings(self) -> TrainSettings:
+        """One epoch over the rows, in one step."""
+        return SETTINGS.model_copy(update={"batch_size": len(self.rows), "gradient_checkpointing": self.checkpointing})
+
+
+def demo_source(model: str, share: float) -> Source:
+    """The demo model and its kind of pairs (`demo_pairs`)."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=fast_dtype())
+
+    return Source(base, tokenizer, demo_pairs(tokenizer, PAIRS, share))
+
+
 class Lap(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Seconds between the loop's start and its end."""
 
@@ -75,70 +103,84 @@ class Lap(TrainerCallback):  # type: ignore[misc]  # transformers is not followe
 
 
 class Contender:
-    """One trainer on `PAIRS` rows: `ours`, `trl` as it comes, or `trl, references first`."""
+    """One trainer: `ours`, `trl` as it comes, or `trl, references first`."""
 
-    def __init__(self, kind: str, model: str, share: float, out: Path) -> None:
+    def __init__(self, kind: str, source: Source, out: Path) -> None:
         self.kind = kind
+        self._source = source
         self._lap = Lap()
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        self.rows = demo_pairs(tokenizer, PAIRS, share)
         out.mkdir(parents=True)
-        set_seed(0)
         if kind == "ours":
-            args = stage.arguments(SETTINGS, out)
-            card = stage.StageCard(model=model, start=None, settings=SETTINGS)
-            self.trainer: Any = PairTrainer(stage.load(card), args, self.rows, tokenizer, SETTINGS, out, [self._lap])
+            self.trainer: Any = self._ours(out)
             # What runs once must be timed again and again: it needs a model whose frozen layers are still there.
-            self._untrained = PairTrainer(stage.load(card), args, self.rows, tokenizer, SETTINGS, out / "untrained")
+            self.untrained: Any = self._ours(out / "untrained")
         else:
-            self.trainer = _stock(model, self.rows, tokenizer, out, first=kind.endswith("first"), lap=self._lap)
+            self.trainer = self.untrained = self._stock(out)
 
     def step(self) -> float:
         """Seconds a pair of one epoch's training."""
         self.trainer.train()
-        return self._lap.seconds / len(self.rows)
+        return self._lap.seconds / len(self._source.rows)
 
     def once(self) -> float:
         """Seconds a pair of what is done before the first epoch: references."""
         if self.kind == "trl":
             return 0.0
+        trainer, rows = self.untrained, self._source.rows
         start = time.perf_counter()
         with torch.no_grad():
-            trainer = self.trainer if self.kind != "ours" else self._untrained
-            batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(PAIRS)]))
+            batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))]))
             if self.kind == "ours":
                 # The loop wraps its model in this; the untrained one has seen no loop.
                 with trainer.accelerator.autocast():
-                    trainer._branches(trainer.model, batch)
+                    found = trainer._branches(trainer.model, batch)
             else:
-                trainer.compute_ref_log_probs(trainer.model, batch)
-        return (time.perf_counter() - start) / len(self.rows)
+                found = trainer.compute_ref_log_probs(trainer.model, batch)
+            float(found[0].sum())  # a GPU has not finished before it is asked
+        return (time.perf_counter() - start) / len(rows)
 
+    def forget_untrained(self) -> None:
+        """Frees what only `once` needs."""
+        self.untrained = None
 
-def _stock(model: str, rows: list[dict[str, list[int]]], tokenizer: Any, out: Path, *, first: bool, lap: Lap) -> Any:
-    """TRL's trainer with the same model, adapter, loss, batch and number format; no gradient checkpointing either."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    def _ours(self, out: Path) -> Any:
+        given, settings = self._source, self._source.settings
+        return PairTrainer(
+            get_peft_model(*self._base()), stage.arguments(settings, out), given.rows, given.tokenizer, settings, out,
+            [self._lap],
+        )  # fmt: skip
 
-    class Tokenised(DPOTrainer):  # type: ignore[misc]
-        """Takes rows of token ids."""
+    def _base(self) -> tuple[Any, Any]:
+        """The frozen model and the adapter's configuration, the same for every trainer."""
+        base = self._source.base()
+        set_seed(0)
+        return base, stage.lora_config(self._source.settings, base.config.num_hidden_layers)
 
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
+    def _stock(self, out: Path) -> Any:
+        """TRL's trainer with the same model, adapter, loss, batch and number format."""
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
 
-    dtype = fast_dtype()
-    args = DPOConfig(
-        output_dir=str(out), beta=SETTINGS.beta, loss_type=["sigmoid", "sft"], loss_weights=[1.0, SETTINGS.sft_weight],
-        learning_rate=SETTINGS.learning_rate, per_device_train_batch_size=SETTINGS.batch_size, num_train_epochs=1,
-        weight_decay=0.0, max_length=None, gradient_checkpointing=False, bf16=dtype == "bfloat16", use_cpu=not on_gpu(),
-        precompute_ref_log_probs=first, precompute_ref_batch_size=PAIRS, report_to="none", save_strategy="no",
-    )  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    lora = stage.lora_config(SETTINGS, base.config.num_hidden_layers)
-    return Tokenised(
-        base, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
-        callbacks=[lap],
-    )  # fmt: skip
+        class Tokenised(DPOTrainer):  # type: ignore[misc]
+            """Takes rows of token ids."""
+
+            def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+                return dataset
+
+        given, settings = self._source, self._source.settings
+        args = DPOConfig(
+            output_dir=str(out), beta=settings.beta, loss_type=["sigmoid", "sft"],
+            loss_weights=[1.0, settings.sft_weight], learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch_size, num_train_epochs=1, weight_decay=0.0, max_length=None,
+            gradient_checkpointing=given.checkpointing, bf16=fast_dtype() == "bfloat16", use_cpu=not on_gpu(),
+            precompute_ref_log_probs=self.kind.endswith("first"), precompute_ref_batch_size=len(given.rows),
+            report_to="none", save_strategy="no",
+        )  # fmt: skip
+        base, lora = self._base()
+        return Tokenised(
+            base, args=args, train_dataset=Dataset.from_list(given.rows), processing_class=given.tokenizer,
+            peft_config=lora, callbacks=[self._lap],
+        )  # fmt: skip
 
 
 def peak_mib() -> float:
@@ -158,8 +200,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        contender = Contender(sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(scratch) / "out")
-        contender.__dict__.pop("_untrained", None)
+        contender = Contender(sys.argv[1], demo_source(sys.argv[2], float(sys.argv[3])), Path(scratch) / "out")
+        contender.forget_untrained()
         forget_peak()
         contender.step()
         sys.stdout.write(f"{peak_mib():.0f}\n")

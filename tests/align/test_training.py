@@ -20,6 +20,8 @@ from align import stage
 from align.pairs import Pair
 from align.text import ReplyReader
 from align.train import TrainSettings, read_report, train
+from guard.engine.hardware import on_gpu
+from guard.engine.launch import free_port
 from guard.errors import UserError
 from tests.align.small import LIMITS, SMALL, steps, weights
 
@@ -136,6 +138,35 @@ def test_two_processes_of_accelerate_launch_give_the_adapter_of_one(
     assert json.loads((out / "reference.json").read_text()) == [
         pytest.approx(row, abs=1e-4) for row in json.loads((trained / "reference.json").read_text())
     ]
+
+
+@pytest.mark.skipif(not on_gpu(), reason="accelerate shards on GPUs alone")
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("full", "float32"), ("lora", "bfloat16")])
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_a_gpu_that_shards_gives_the_weights_of_one_that_does_not(
+    small_model: Path, pairs: list[Pair], reader: ReplyReader, tmp_path: Path, name: str, method: str, dtype: str
+) -> None:
+    if name == "deepspeed":
+        pytest.importorskip("deepspeed")
+    own = {"first_layer"} if method == "full" else set()
+    settings = TrainSettings.model_validate(SMALL.model_dump(exclude=own) | {"method": method, "dtype": dtype})
+    one, out = tmp_path / "one", tmp_path / name
+    train(str(small_model), pairs, one, settings, reader, LIMITS)
+    stage.prepare(out, stage.StageCard(model=str(small_model), start=None, settings=settings), pairs, reader, LIMITS)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
+    command += ["--num_processes", "1", "--main_process_port", str(free_port())]
+    command += ["--mixed_precision", "bf16" if dtype == "bfloat16" else "no", "-m", "align.launch", str(out)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(CONFIGS.parent.parent), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    found, wanted = load_file(out / file), load_file(one / file)
+    assert found.keys() == wanted.keys()
+    near = {"rtol": 1e-3, "atol": 2e-4} if dtype == "float32" else {"rtol": 0.05, "atol": 2e-3}
+    for key in wanted:
+        torch.testing.assert_close(found[key], wanted[key], **near)
+    references = [torch.tensor(json.loads((place / "reference.json").read_text())) for place in (out, one)]
+    torch.testing.assert_close(*references, rtol=1e-4 if dtype == "float32" else 0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
