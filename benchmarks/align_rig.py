@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers.trainer_utils import SaveStrategy
 
 from align import stage
 from align.train import TrainSettings
@@ -145,9 +146,11 @@ class Contender:
 
     def _ours(self, out: Path) -> Any:
         given, settings = self._source, self._source.settings
+        args = stage.arguments(settings, out)
+        # A lap is one step: a checkpoint at its end, which comes every 25 in training, would count in each.
+        args.save_strategy = SaveStrategy.NO
         return PairTrainer(
-            get_peft_model(*self._base()), stage.arguments(settings, out), given.rows, given.tokenizer, settings, out,
-            [self._lap],
+            get_peft_model(*self._base()), args, given.rows, given.tokenizer, settings, out, [self._lap]
         )  # fmt: skip
 
     def _base(self) -> tuple[Any, Any]:
