@@ -7,7 +7,6 @@ row `[prefix, rejected]` by itself. Several pieces share a row where that leaves
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +18,17 @@ class BranchCollator:
     """Collates rows of token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`, `index`, `offset`) into rows of pieces.
 
     `offset`: where an example's positions begin in a table of all examples' positions, one after the other.
-    `multiple`: of what a row's width is made one, by padding.
     """
 
-    def __init__(self, pad_token_id: int, multiple: int = 1) -> None:
+    def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id
-        self._multiple = multiple
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns `input_ids`, `position_ids`, `source` (entry in the table, -1: padding) [rows, width],
         `attention_mask` bool [rows, 1, width, width], `index` [pairs], and of each predicted token `pair` (its place in
         `examples`), `row`, `column`, `target`, `side` (0 chosen, 1 rejected)."""
         rows = pack([_length(e) for e in examples])
-        longest = max(sum(_length(examples[i]) for i in row) for row in rows)
-        width = math.ceil(longest / self._multiple) * self._multiple
+        width = max(sum(_length(examples[i]) for i in row) for row in rows)
         ids = torch.full((len(rows), width), self._pad)
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         source = torch.full((len(rows), width), -1)

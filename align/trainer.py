@@ -34,9 +34,6 @@ from guard.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
 
-ALIGNED = 8
-"""Of what a row's width is a multiple on a GPU, whose attention copies every layer's mask to such a width otherwise."""
-
 TOLERANCE = 0.05
 """Nats a token by which two ways to the same log-probability may differ; bf16 gives up to 0.02 on the demo model."""
 
@@ -69,8 +66,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
         self._logged: defaultdict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=model, args=args, train_dataset=self._rows, processing_class=tokenizer,
-            data_collator=BranchCollator(tokenizer.pad_token_id or 0, ALIGNED if args.device.type == "cuda" else 1),
-            callbacks=list(callbacks),
+            data_collator=BranchCollator(tokenizer.pad_token_id or 0), callbacks=list(callbacks),
         )  # fmt: skip
         # The loss is a mean over pairs: accumulated steps are averaged by the Trainer.
         self.model_accepts_loss_kwargs = False
