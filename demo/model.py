@@ -60,14 +60,20 @@ def load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _build_once(target: Path, build: Any) -> Path:
-    """Builds into a scratch directory beside the target and renames it, so that an interrupted build leaves nothing."""
+    """Builds into a scratch directory beside the target and renames it, so that an interrupted build leaves nothing.
+
+    Where two processes build at once, the one that ends later throws its own away: the other's may be in use.
+    """
     if not (target / "config.json").exists():
         scratch = target.with_name(f"{target.name}.{os.getpid()}.part")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         build(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        if (target / "config.json").exists():
+            shutil.rmtree(scratch)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
     return target
 
 
