@@ -18,6 +18,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers on two cores: with a thread for each core in both, they would wait for one another and spin.
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
