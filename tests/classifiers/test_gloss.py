@@ -107,7 +107,11 @@ def test_an_artifacts_glossary_is_read_as_it_was_packed(tmp_path: Path) -> None:
     assert Glossaries.read(packed).languages["de"].entries == {"ich": "i", "zum beispiel": "for example"}
 
 
-@pytest.mark.parametrize("payload", [b"no gzip", gzip.compress(b"de\tich\n"), gzip.compress(b"x"), b"\x1f\x8b"])
+@pytest.mark.parametrize(
+    "payload",
+    [b"no gzip", gzip.compress(b"de\tich\n"), gzip.compress(b"x"), b"\x1f\x8b"],
+    ids=["no gzip", "two columns", "one word", "cut"],
+)
 def test_a_damaged_glossary_is_refused(payload: bytes) -> None:
     with pytest.raises(UserError, match=r"glossary.tsv.gz is malformed"):
         view_of({"glossary.tsv.gz": payload})
