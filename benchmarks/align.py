@@ -66,16 +66,16 @@ def rates(seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     rates = {kind: np.array([1 / (step + once / EPOCHS) for step, once in laps]) for kind, laps in seconds.items()}
     return {
         kind: {
-            "pairs_per_s": spread(rates[kind]),
-            "step_s_per_pair": spread([step for step, _ in laps]),
-            "references_s_per_pair": spread([once for _, once in laps]),
-            "ours_over_it": spread(rates["ours"] / rates[kind]),
+            "pairs_per_s": _spread(rates[kind]),
+            "step_s_per_pair": _spread([step for step, _ in laps]),
+            "references_s_per_pair": _spread([once for _, once in laps]),
+            "ours_over_it": _spread(rates["ours"] / rates[kind]),
         }
         for kind, laps in seconds.items()
     }
 
 
-def spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
+def _spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
     """Median, least and most of the turns."""
     return {
         "median": round(float(np.median(values)), 4), "min": round(float(np.min(values)), 4),
